@@ -1,0 +1,3 @@
+"""Fanlight: AI inference in the web browser, written in Python."""
+
+__version__ = "0.1.0"
