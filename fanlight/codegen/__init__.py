@@ -1,0 +1,1 @@
+"""Kernels → code: WGSL text and WebAssembly bytes."""

@@ -1,0 +1,1 @@
+"""Graph → kernels: the loop IR that both targets share, lowering to it, memory planning."""

@@ -1,0 +1,228 @@
+"""The loop IR: one kernel writes one buffer, element by element, over a row-major index space.
+
+    for each (i0, i1, …) in shape:                    # in any order, in parallel
+        out[offset + linear(i0, i1, …)] = value(i0, i1, …)
+
+Elementwise chains, movement, gathers and reductions of any graph become such kernels; each target
+generates its code from this form alone (``codegen/wgsl/loops.py``, ``codegen/wasm/loops.py``).
+Scalars are f32, i32, u32 or bool; a ``Load`` converts from the buffer's dtype to the scalar type of
+``SCALAR`` and the store converts back. Index arithmetic is i32 and never negative.
+Not here: more than one output, scatter with computed targets, 64-bit numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, Union
+
+from fanlight.dtypes import DType
+from fanlight.shapes import Size, product
+
+Scalar = Literal["f32", "i32", "u32", "bool"]
+ReduceKind = Literal["sum", "max", "min"]
+
+#: dtype name → the scalar type it is computed in. A dtype that is missing here has no loop form.
+SCALAR: dict[str, Scalar] = {
+    "f32": "f32",
+    "f16": "f32",
+    "bf16": "f32",
+    "i32": "i32",
+    "u32": "u32",
+    "i8": "i32",
+    "u8": "u32",
+    "bool": "bool",
+}
+
+#: function name → number of arguments. Comparisons give bool; ``where`` is (bool, a, b); ``//`` and ``%``
+#: truncate on integers. Functions on f32 are within 2 ulp or 1e-6 relative.
+FUNCTIONS: dict[str, int] = {
+    "add": 2,
+    "sub": 2,
+    "mul": 2,
+    "div": 2,
+    "mod": 2,
+    "max": 2,
+    "min": 2,
+    "pow": 2,
+    "eq": 2,
+    "ne": 2,
+    "lt": 2,
+    "le": 2,
+    "gt": 2,
+    "ge": 2,
+    "and": 2,
+    "or": 2,
+    "not": 1,
+    "neg": 1,
+    "abs": 1,
+    "exp": 1,
+    "log": 1,
+    "sqrt": 1,
+    "rsqrt": 1,
+    "recip": 1,
+    "tanh": 1,
+    "sigmoid": 1,
+    "silu": 1,
+    "erf": 1,
+    "sin": 1,
+    "cos": 1,
+    "floor": 1,
+    "ceil": 1,
+    "round": 1,
+    "where": 3,
+}
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    value: float | int | bool
+    type: Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The index along axis ``number`` of the kernel's shape, or a reduction's own axis (numbers from
+    ``len(shape)`` up)."""
+
+    number: int
+    type: Scalar = "i32"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The value of a size while the kernel runs."""
+
+    size: Size
+    type: Scalar = "i32"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Element ``index`` (flat) of parameter ``param``."""
+
+    param: int
+    index: Expr
+    type: Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """``function`` is a key of ``FUNCTIONS``; arguments have one scalar type (``where``: the last two)."""
+
+    function: str
+    args: tuple[Expr, ...]
+    type: Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """To bool: not zero. From f32 to integers: toward zero."""
+
+    value: Expr
+    type: Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Combines ``body`` over ``Axis(axis)`` from 0 to ``extent - 1`` (at least one), in order for sums."""
+
+    kind: ReduceKind
+    axis: int
+    extent: Size
+    body: Expr
+    type: Scalar
+
+
+Expr: TypeAlias = Union[Const, Axis, Extent, Load, Apply, Cast, Reduce]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopKernel:
+    """``inputs`` are the dtypes of the read buffers in the order of ``Load.param``; the output comes last.
+
+    ``offset`` is in elements and a multiple of 4 for dtypes narrower than 32 bits, whose row-major
+    linear index is then written in whole words.
+    """
+
+    name: str
+    shape: tuple[Size, ...]
+    inputs: tuple[DType, ...]
+    output: DType
+    value: Expr
+    offset: Expr = Const(0, "i32")
+
+    @property
+    def elements(self) -> Size:
+        return product(self.shape)
+
+
+def integer(value: int) -> Const:
+    return Const(value, "i32")
+
+
+def extent(size: Size) -> Expr:
+    return integer(size) if isinstance(size, int) else Extent(size)
+
+
+def apply(function: str, *args: Expr) -> Expr:
+    """``Apply`` with its type worked out and integer identities folded away."""
+    assert len(args) == FUNCTIONS[function], function
+    kind = args[-1].type
+    if all(isinstance(a, Const) and a.type == "i32" for a in args) and len(args) == 2:
+        a, b = (a.value for a in args if isinstance(a, Const))
+        folded = {"add": a + b, "sub": a - b, "mul": a * b}.get(function)
+        if folded is None and b and function in ("div", "mod"):
+            folded = a // b if function == "div" else a % b
+        if folded is not None:
+            return Const(folded, "i32")
+    if kind == "i32" and len(args) == 2:
+        a_, b_ = args
+        if function == "add" and b_ == integer(0):
+            return a_
+        if function == "add" and a_ == integer(0):
+            return b_
+        if function in ("mul", "div") and b_ == integer(1):
+            return a_
+        if function == "mul" and a_ == integer(1):
+            return b_
+        if function == "mul" and integer(0) in (a_, b_):
+            return integer(0)
+        if function == "mod" and b_ == integer(1):
+            return integer(0)
+        if function in ("div", "mod") and a_ == integer(0):
+            return integer(0)
+    return Apply(function, args, "bool" if function in (*COMPARISONS, "not") else kind)
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    match expr:
+        case Load():
+            return (expr.index,)
+        case Apply():
+            return expr.args
+        case Cast():
+            return (expr.value,)
+        case Reduce():
+            return (expr.body,)
+    return ()
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    """``expr`` and everything below it."""
+    yield expr
+    for child in children(expr):
+        yield from walk(child)
+
+
+def sizes(kernel: LoopKernel) -> tuple[Size, ...]:
+    """The distinct sizes, constants aside, whose values the kernel needs at run time."""
+    found: list[Size] = [*kernel.shape]
+    for root in (kernel.value, kernel.offset):
+        for expr in walk(root):
+            if isinstance(expr, (Extent,)):
+                found.append(expr.size)
+            elif isinstance(expr, Reduce):
+                found.append(expr.extent)
+    return tuple(dict.fromkeys(s for s in found if not isinstance(s, int)))
