@@ -1,0 +1,121 @@
+"""What the compiler asks of a target: storage of weights, and code for each op.
+
+A target is one ``Target`` value (``codegen/wgsl/table.py``, ``codegen/wasm/table.py``). Its ``rules`` are a
+total table over the op list: a ``Rule``, ``LOOP`` (the generic loop form serves), or ``NotYet`` with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, Union
+
+from fanlight.dtypes import DType
+from fanlight.kernels.launch import Launch
+from fanlight.kernels.loops import LoopKernel
+from fanlight.shapes import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One buffer of a stored tensor: ``bytes`` in all, ``unit_bytes`` for each source unit (block)."""
+
+    suffix: str
+    unit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a target keeps a weight of one dtype.
+
+    ``direct``: the file's bytes as they are, in one plane. Otherwise ``Target.repack`` writes the planes.
+    """
+
+    planes: tuple[Plane, ...]
+    direct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows ``[first, first + rows)`` of axis 0, in one buffer for each plane. Plain values have one part."""
+
+    first: int
+    rows: Size
+    buffers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A value in memory, row-major. Weights may have several planes, and several parts when one would
+    be larger than a binding may be."""
+
+    dtype: DType
+    shape: tuple[Size, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def buffer(self) -> str:
+        """The only buffer of a plain value."""
+        assert len(self.parts) == 1 and len(self.parts[0].buffers) == 1, self
+        return self.parts[0].buffers[0]
+
+
+@dataclass(slots=True)
+class Context:
+    """What a rule may look at: features of the device, limits, and a way to get scratch memory.
+
+    ``features`` for webgpu: ``subgroups``, ``shader-f16``; for wasm: ``relaxed-simd``, ``threads``.
+    ``scratch(bytes)`` returns the name of an arena buffer, valid during the launches of this node.
+    """
+
+    features: frozenset[str]
+    scratch: Callable[[Size], str]
+    max_threads: int = 16
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+
+Rule: TypeAlias = Callable[[list[Operand], Operand, Mapping[str, Any], Context], list[Launch]]
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """An op or a dtype that the target can't run yet, and why."""
+
+    reason: str
+
+
+class _Loop:
+    """Marks ops that the loop IR expresses."""
+
+    def __repr__(self) -> str:
+        return "LOOP"
+
+
+LOOP = _Loop()
+Entry: TypeAlias = Union[Rule, _Loop, NotYet]
+
+
+class Target(Protocol):
+    """See the module's text."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rules(self) -> Mapping[str, Entry]: ...
+
+    @property
+    def storage(self) -> Mapping[str, Storage | NotYet]:
+        """dtype name → how weights of it are kept; total over ``DTYPES``."""
+        ...
+
+    def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
+        """The launch of a loop kernel; ``buffers`` are its inputs, then its output."""
+        ...
+
+    def repack(
+        self, dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
+    ) -> list[Launch]:
+        """Launches that write units ``[first, first + count)`` (sizes over the dims ``unit_first`` and
+        ``unit_count``) of a weight from the bytes at the start of ``staging`` into its planes."""
+        ...

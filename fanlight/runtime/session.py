@@ -1,0 +1,82 @@
+"""The executor's interface, the same for all four: ``load(plan, files) → Session``.
+
+Executors know nothing of models, tasks or formats; the plan is all they see. The JavaScript twins are
+``web/gpu.js`` and ``web/wasm.js``; in Pyodide ``runtime/pyodide.py`` speaks to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class File(Protocol):
+    """A model file that can be streamed from any place."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        ...
+
+    def stream(self, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
+        """Chunks of any size, in order, ``length`` bytes together. Raises StoreError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``stage`` is ``download``, ``compile``, ``load`` (weights to the device) or ``prefill``."""
+
+    stage: str
+    done: int
+    total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class SessionInfo:
+    """What the executor measured while loading. Times in ms, sizes in bytes."""
+
+    backend: str
+    adapter: str
+    resident_bytes: int
+    upload_ms: float = 0.0
+    pipelines_ms: float = 0.0
+    threads: int = 1
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A loaded plan: weights resident, pipelines made. Calls are serialised by the session itself."""
+
+    @property
+    def info(self) -> SessionInfo: ...
+
+    async def run(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
+        """Writes ``feeds`` (buffer name → bytes from its start; inputs and states), sets host ``dims``,
+        runs. Raises PlanError for unknown names, too many bytes or a dim above its maximum."""
+        ...
+
+    async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of a buffer after all earlier runs. ``offset`` and ``length`` are multiples of 4."""
+        ...
+
+    def repeat(
+        self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
+    ) -> AsyncIterator[bytes]:
+        """Runs ``program`` up to ``times`` times and yields the content of buffer ``read`` after each,
+        in order, read behind: the next run is submitted before the last one's bytes are back. Closing
+        the iterator stops after the runs in flight."""
+        ...
+
+    async def dispose(self) -> None:
+        """Gives all memory back. The session can't be used any more."""
+        ...
