@@ -1,0 +1,1 @@
+"""The IR: one graph, one node type, one op list (``ops.py``)."""

@@ -1,0 +1,201 @@
+"""The meaning of every op, in numpy: slow, obvious, the definition that targets are held against.
+
+Floats are computed in ``f64`` on request (``precise=True``) to serve as a reference beyond f32. numpy is
+imported when called; this room is not part of the browser bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fanlight.errors import GraphError
+from fanlight.ir.graph import Graph, Node
+from fanlight.shapes import evaluate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_NUMPY = {"f32": "f4", "f16": "f2", "f64": "f8", "i64": "i8", "i32": "i4", "i16": "i2", "i8": "i1"} | {
+    "u32": "u4",
+    "u16": "u2",
+    "u8": "u1",
+    "bool": "?",
+}
+
+
+class Interpreter:
+    """Runs graphs over numpy arrays. ``weights`` hold plain arrays, dequantised; ``states`` are changed."""
+
+    def __init__(
+        self, weights: Mapping[str, Array], states: dict[str, Array], precise: bool = False
+    ) -> None:
+        import numpy as np
+
+        self.np, self.precise = np, precise
+        self.weights, self.states = weights, states
+
+    def run(
+        self, graph: Graph, feeds: Mapping[str, Array], dims: Mapping[str, int]
+    ) -> dict[str, Array]:
+        """The outputs by name; applies the updates afterwards."""
+        values: dict[Node, Array] = {}
+        for node in graph.nodes():
+            values[node] = self._node(node, [values[x] for x in node.inputs], feeds, dims)
+        self.states |= {name: values[node] for name, node in graph.updates.items()}
+        return {name: values[node] for name, node in graph.outputs.items()}
+
+    def _node(
+        self, node: Node, args: list[Array], feeds: Mapping[str, Array], dims: Mapping[str, int]
+    ) -> Array:
+        np = self.np
+        if node.op in ("input", "weight", "state"):
+            table = {"input": feeds, "weight": self.weights, "state": self.states}[node.op]
+            if node.name not in table:
+                raise GraphError(f"no value for {node.op}", got=node.name)
+            value = np.asarray(table[node.name])
+        elif node.op == "constant":
+            value = np.frombuffer(node.attrs["data"], "<" + _NUMPY[node.dtype.name])
+            value = value.reshape([evaluate(s, dims) for s in node.shape])
+        else:
+            attrs = {k: _attr(v, dims) for k, v in node.attrs.items()}
+            value = MEANINGS[node.op](np, args, attrs)
+        if node.dtype.kind == "float" or node.dtype.kind == "block":
+            half = node.dtype.name == "f16"
+            value = value.astype("f2") if half else value
+            return value.astype("f8" if self.precise else "f4")
+        return value.astype(_NUMPY[node.dtype.name])
+
+
+def _attr(value: Any, dims: Mapping[str, int]) -> Any:
+    from fanlight.shapes import Expr
+
+    if isinstance(value, Expr):
+        return evaluate(value, dims)
+    if isinstance(value, tuple):
+        return tuple(_attr(v, dims) for v in value)
+    return value
+
+
+Meaning = Callable[[Any, list[Any], dict[str, Any]], Any]
+
+
+def _erf(np: Any, x: Any) -> Any:
+    import math
+
+    return np.vectorize(math.erf, otypes=["f8"])(x)
+
+
+def _truncated(np: Any, a: Any, b: Any) -> Any:
+    if a.dtype.kind == "f":
+        return a / b
+    return np.trunc(a.astype("f8") / b).astype(a.dtype)
+
+
+def _slice(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+    spans = zip(attrs["starts"], attrs["sizes"])
+    return args[0][tuple(slice(start, start + size) for start, size in spans)]
+
+
+def _update(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+    cache, rows = args[0].copy(), args[1]
+    cache[attrs["start"] : attrs["start"] + len(rows)] = rows
+    return cache
+
+
+def _reduce(function: str) -> Meaning:
+    return lambda np, a, t: getattr(np, function)(a[0], axis=t["axes"], keepdims=t["keep"])
+
+
+def _rms_norm(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+    x, w = args
+    mean = (x.astype("f8") ** 2).mean(-1, keepdims=True)
+    return x / np.sqrt(mean + attrs["eps"]) * w
+
+
+def _rope(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+    """Su et al., RoFormer (arXiv 2104.09864); pairs (2i, 2i+1) or, not interleaved, (i, i + R/2)."""
+    x, cos, sin = args
+    half, start = cos.shape[1], attrs["start"]
+    c, s = (t[start : start + len(x), None, :] for t in (cos, sin))
+    out = x.copy()
+    if attrs["interleaved"]:
+        a, b = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
+        out[..., 0 : 2 * half : 2], out[..., 1 : 2 * half : 2] = a * c - b * s, a * s + b * c
+    else:
+        a, b = x[..., :half], x[..., half : 2 * half]
+        out[..., :half], out[..., half : 2 * half] = a * c - b * s, a * s + b * c
+    return out
+
+
+def _attention(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+    """Causal, grouped-query: row t sees positions 0 … start + t."""
+    q, k, v = (a.astype("f8") for a in args)
+    rows, heads, depth = q.shape
+    group = heads // k.shape[1]
+    out = np.zeros_like(q)
+    for t in range(rows):
+        length = attrs["start"] + t + 1
+        for h in range(heads):
+            scores = k[:length, h // group] @ q[t, h] * attrs["scale"]
+            p = np.exp(scores - scores.max())
+            out[t, h] = p @ v[:length, h // group] / p.sum()
+    return out.reshape(rows, heads * depth)
+
+
+MEANINGS: dict[str, Meaning] = {
+    "add": lambda np, a, t: a[0] + a[1],
+    "sub": lambda np, a, t: a[0] - a[1],
+    "mul": lambda np, a, t: a[0] * a[1],
+    "div": lambda np, a, t: _truncated(np, a[0], a[1]),
+    "mod": lambda np, a, t: np.fmod(a[0], a[1]),
+    "max": lambda np, a, t: np.maximum(a[0], a[1]),
+    "min": lambda np, a, t: np.minimum(a[0], a[1]),
+    "pow": lambda np, a, t: a[0] ** a[1],
+    "eq": lambda np, a, t: a[0] == a[1],
+    "ne": lambda np, a, t: a[0] != a[1],
+    "lt": lambda np, a, t: a[0] < a[1],
+    "le": lambda np, a, t: a[0] <= a[1],
+    "gt": lambda np, a, t: a[0] > a[1],
+    "ge": lambda np, a, t: a[0] >= a[1],
+    "and": lambda np, a, t: a[0] & a[1],
+    "or": lambda np, a, t: a[0] | a[1],
+    "not": lambda np, a, t: ~a[0],
+    "neg": lambda np, a, t: -a[0],
+    "abs": lambda np, a, t: np.abs(a[0]),
+    "exp": lambda np, a, t: np.exp(a[0]),
+    "log": lambda np, a, t: np.log(a[0]),
+    "sqrt": lambda np, a, t: np.sqrt(a[0]),
+    "rsqrt": lambda np, a, t: 1 / np.sqrt(a[0]),
+    "recip": lambda np, a, t: 1 / a[0],
+    "tanh": lambda np, a, t: np.tanh(a[0]),
+    "sigmoid": lambda np, a, t: 1 / (1 + np.exp(-a[0].astype("f8"))),
+    "silu": lambda np, a, t: a[0] / (1 + np.exp(-a[0].astype("f8"))),
+    "erf": lambda np, a, t: _erf(np, a[0]),
+    "sin": lambda np, a, t: np.sin(a[0]),
+    "cos": lambda np, a, t: np.cos(a[0]),
+    "floor": lambda np, a, t: np.floor(a[0]),
+    "ceil": lambda np, a, t: np.ceil(a[0]),
+    "round": lambda np, a, t: np.round(a[0]),
+    "where": lambda np, a, t: np.where(a[0], a[1], a[2]),
+    "cast": lambda np, a, t: (np.trunc(a[0]) if t["to"].kind in ("int", "uint") else a[0]),
+    "reshape": lambda np, a, t: a[0].reshape(t["shape"]),
+    "permute": lambda np, a, t: a[0].transpose(t["axes"]),
+    "expand": lambda np, a, t: np.broadcast_to(a[0], t["shape"]),
+    "slice": _slice,
+    "concat": lambda np, a, t: np.concatenate(a, axis=t["axis"]),
+    "iota": lambda np, a, t: np.arange(t["size"]),
+    "gather": lambda np, a, t: a[0][a[1]],
+    "update": _update,
+    "reduce_sum": _reduce("sum"),
+    "reduce_max": _reduce("max"),
+    "reduce_min": _reduce("min"),
+    "argmax": lambda np, a, t: np.argmax(a[0], axis=-1),
+    "matmul": lambda np, a, t: a[0] @ a[1].T,
+    "rms_norm": _rms_norm,
+    "rope": _rope,
+    "attention": _attention,
+}

@@ -1,0 +1,70 @@
+"""The verifier: every rule of the IR, checked between passes.
+
+Each node's type is worked out anew by its op's rule; leaves must be known to the module; updates must fit
+their states; an ``update`` op must end in the update of its own state.
+"""
+
+from __future__ import annotations
+
+from fanlight.errors import GraphError
+from fanlight.ir.graph import Graph, Module, Node, type_text
+from fanlight.ir.ops import OPS, apply
+
+
+def verify_graph(graph: Graph, after: str = "build") -> None:
+    """Raises GraphError naming the pass (``after``), the graph, the node and the rule."""
+    for number, node in enumerate(graph.nodes()):
+        where = f"after {after}, graph {graph.name}, node %{number} ({node.op})"
+        if node.op not in OPS:
+            raise GraphError("unknown op", where=where)
+        try:
+            again = apply(node.op, *node.inputs, **node.attrs)
+        except GraphError as error:
+            raise GraphError(str(error), where=where) from error
+        if (again.dtype, again.shape) != (node.dtype, node.shape):
+            raise GraphError(
+                "type doesn't follow from the op's rule",
+                where=where,
+                got=type_text(node.dtype, node.shape),
+                wanted=type_text(again.dtype, again.shape),
+            )
+    _verify_updates(graph, after)
+
+
+def _verify_updates(graph: Graph, after: str) -> None:
+    for name, node in graph.updates.items():
+        base = node
+        while base.op == "update":
+            base = base.inputs[0]
+        if node.op == "update" and (base.op != "state" or base.name != name):
+            raise GraphError(
+                "an update op must start at the state that it ends in",
+                where=f"after {after}, graph {graph.name}, state {name}",
+            )
+    ends: set[Node] = set(graph.updates.values())
+    for node in graph.nodes():
+        if node.op == "update" and node not in ends:
+            raise GraphError(
+                "the result of an update op must be a state's update",
+                where=f"after {after}, graph {graph.name}",
+            )
+
+
+def verify_module(module: Module, after: str = "build") -> None:
+    """``verify_graph`` for all graphs, and leaves and updates against the module's tables."""
+    for graph in module.graphs.values():
+        verify_graph(graph, after)
+        where = f"after {after}, graph {graph.name}"
+        for node in graph.nodes():
+            if node.op == "weight":
+                source = module.weights.get(node.name)
+                if source is None or (source.dtype, source.shape) != (node.dtype, node.shape):
+                    raise GraphError("weight is not the module's", where=where, got=node.name)
+            if node.op == "state":
+                spec = module.states.get(node.name)
+                if spec is None or (spec.dtype, spec.shape) != (node.dtype, node.shape):
+                    raise GraphError("state is not the module's", where=where, got=node.name)
+        for name, node in graph.updates.items():
+            spec = module.states.get(name)
+            if spec is None or (spec.dtype, spec.shape) != (node.dtype, node.shape):
+                raise GraphError("update doesn't fit its state", where=where, got=name)
