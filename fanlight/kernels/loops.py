@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, Union
 
 from fanlight.dtypes import DType
+from fanlight.ir.ops import COMPARISONS, ELEMENTWISE
 from fanlight.shapes import Size, product
 
 Scalar = Literal["f32", "i32", "u32", "bool"]
@@ -34,45 +35,9 @@ SCALAR: dict[str, Scalar] = {
     "bool": "bool",
 }
 
-#: function name → number of arguments. Comparisons give bool; ``where`` is (bool, a, b); ``//`` and ``%``
-#: truncate on integers. Functions on f32 are within 2 ulp or 1e-6 relative.
-FUNCTIONS: dict[str, int] = {
-    "add": 2,
-    "sub": 2,
-    "mul": 2,
-    "div": 2,
-    "mod": 2,
-    "max": 2,
-    "min": 2,
-    "pow": 2,
-    "eq": 2,
-    "ne": 2,
-    "lt": 2,
-    "le": 2,
-    "gt": 2,
-    "ge": 2,
-    "and": 2,
-    "or": 2,
-    "not": 1,
-    "neg": 1,
-    "abs": 1,
-    "exp": 1,
-    "log": 1,
-    "sqrt": 1,
-    "rsqrt": 1,
-    "recip": 1,
-    "tanh": 1,
-    "sigmoid": 1,
-    "silu": 1,
-    "erf": 1,
-    "sin": 1,
-    "cos": 1,
-    "floor": 1,
-    "ceil": 1,
-    "round": 1,
-    "where": 3,
-}
-COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+#: function name → number of arguments: the IR's elementwise ops. Comparisons give bool; ``where`` is (bool, a,
+#: b); ``div`` and ``mod`` truncate on integers. Functions on f32 are within 2 ulp or 1e-6 relative.
+FUNCTIONS: dict[str, int] = ELEMENTWISE
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +158,7 @@ def apply(function: str, *args: Expr) -> Expr:
             return integer(0)
         if function in ("div", "mod") and a_ == integer(0):
             return integer(0)
-    return Apply(function, args, "bool" if function in (*COMPARISONS, "not") else kind)
+    return Apply(function, args, "bool" if function in COMPARISONS else kind)
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
