@@ -1,0 +1,272 @@
+// Executor of webgpu plans. In: a plan and its files. Out: a session with run, read, repeat and dispose.
+// All that can be made at load is made at load: buffers, pipelines, bind groups. Weights stream in while
+// pipelines compile. Knows nothing of models. The steps themselves are replayed by gpu_replay.js.
+
+import { DeviceError, FanlightError, PlanError, throwIfAborted } from './errors.js';
+import { GpuDevice } from './gpu_device.js';
+import { Replay, kernelsOf } from './gpu_replay.js';
+import { STAGING, readPlan, stepsOf } from './plan.js';
+import { Turns, checkDims, checkFeeds, programOf } from './session.js';
+import { evaluate } from './sizes.js';
+import { weightBytes, weightChunks } from './weights.js';
+
+/** @typedef {import('./plan.js').Plan} Plan */
+/** @typedef {import('./session.js').Progress} Progress */
+/** @typedef {import('./weights.js').File} File */
+
+/** Bytes written to the queue before the GPU must have taken the earlier ones. */
+const WINDOW = 8 << 20;
+/** The largest single write. */
+const CHUNK = 4 << 20;
+/** Submits that may be unfinished at a time. */
+const IN_FLIGHT = 2;
+
+/**
+ * Loads a plan: weights resident, pipelines made. Throws PlanError, DeviceError, StoreError, AbortedError;
+ * then nothing is left behind.
+ * @param {ArrayBuffer | Uint8Array} planBytes @param {Map<string, File>} files
+ * @param {import('./session.js').LoadOptions} [options] @returns {Promise<GpuSession>}
+ */
+export async function load(planBytes, files, { progress, signal } = {}) {
+  const plan = readPlan(planBytes);
+  if (plan.target !== 'webgpu') throw new PlanError('not a plan for webgpu', { got: plan.target });
+  throwIfAborted(signal);
+  const device = await GpuDevice.request(new Set([...plan.features, ...plan.kernels.flatMap((k) => k.features)]));
+  const session = new GpuSession(plan, device);
+  try {
+    await session.load(files, progress ?? (() => {}), signal);
+    return session;
+  } catch (error) {
+    await session.dispose();
+    throw device.failure ?? error;
+  }
+}
+
+/** A loaded plan; session.js says what the calls promise. */
+export class GpuSession {
+  #turns = new Turns();
+  /** @type {Promise<GPUComputePipeline>[]} by kernel */
+  #pipelines = [];
+  /** @type {unknown} why a pipeline could not be made */
+  #broken = null;
+
+  /** @param {Plan} plan @param {GpuDevice} device */
+  constructor(plan, device) {
+    this.plan = plan;
+    this.device = device;
+    this.replay = new Replay(plan, device);
+    /** @type {import('./session.js').SessionInfo} */
+    this.info = {
+      backend: 'webgpu', adapter: device.name, resident_bytes: 0, upload_ms: 0, pipelines_ms: 0, threads: 1, extra: {},
+    };
+  }
+
+  // --- load
+
+  /** @param {Map<string, File>} files @param {(progress: Progress) => void} progress @param {AbortSignal} [signal] */
+  async load(files, progress, signal) {
+    await this.#makeBuffers();
+    this.#prepare();
+    const begin = performance.now();
+    this.#makePipelines(progress);
+    const made = Promise.all(this.#pipelines).then((pipelines) => {
+      this.replay.pipelines = pipelines;
+      this.info.pipelines_ms = performance.now() - begin;
+    });
+    made.catch((error) => (this.#broken = error));
+    await this.#upload(files, progress, signal);
+    this.info.upload_ms = performance.now() - begin;
+    await made;
+    throwIfAborted(signal);
+    for (const { name, max } of this.replay.hostDims) this.replay.setDim(name, max);
+    if (this.plan.programs.has('load')) await this.run('load');
+    await this.replay.room(0);
+    this.device.check();
+  }
+
+  async #makeBuffers() {
+    const { device, plan, replay } = this;
+    const most = Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize);
+    for (const { name, bytes: size } of plan.buffers.values()) {
+      const bytes = evaluate(size, new Map(), plan.maxima);
+      if (bytes > most) {
+        throw new PlanError('a buffer is larger than this device binds', {
+          where: `buffer ${name}`, got: bytes, wanted: `at most ${most}`, hint: 'Compile again for this device.',
+        });
+      }
+      replay.bytes.set(name, bytes);
+      this.info.resident_bytes += bytes;
+    }
+    await device.allocate(this.info.resident_bytes, () => {
+      const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+      for (const [label, bytes] of replay.bytes) {
+        replay.buffers.set(label, device.buffer(label, Math.max(16, Math.ceil(bytes / 4) * 4), usage));
+      }
+      const kind = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
+      replay.uniformBuffer = device.buffer('dims', replay.uniform.byteLength, kind);
+    });
+  }
+
+  /** Bind groups of all dispatches, equal ones once. */
+  #prepare() {
+    const { device, replay } = this;
+    const { kernels, programs, weights } = this.plan;
+    /** @type {Map<string, GPUBindGroup>} */
+    const groups = new Map();
+    const lists = [...programs.values(), ...weights.map((w) => w.steps)];
+    for (const step of lists.flatMap((steps) => [...stepsOf(steps)])) {
+      if (step.op !== 'dispatch') continue;
+      const { access, dims } = kernels[step.kernel];
+      const key = JSON.stringify([access, dims, step.buffers]);
+      let bindGroup = groups.get(key);
+      if (!bindGroup) {
+        const names = step.buffers.map((name) => /** @type {GPUBuffer} */ (replay.buffers.get(name)));
+        if (dims) names.push(/** @type {GPUBuffer} */ (replay.uniformBuffer));
+        bindGroup = device.bindGroup(device.layout(access, dims), names);
+        groups.set(key, bindGroup);
+      }
+      replay.prepared.set(step, { pipeline: step.kernel, bindGroup });
+    }
+  }
+
+  /** Starts all pipelines, those that weights need first. @param {(progress: Progress) => void} progress */
+  #makePipelines(progress) {
+    const { kernels, weights } = this.plan;
+    const total = kernels.length;
+    let done = 0;
+    const first = weights.flatMap((w) => kernelsOf(w.steps));
+    for (const number of new Set([...first, ...kernels.keys()])) {
+      this.#pipelines[number] = this.device.pipeline(kernels[number]).then((pipeline) => {
+        done += 1;
+        progress({ stage: 'compile', done, total });
+        return pipeline;
+      });
+      this.#pipelines[number].catch(() => {}); // awaited by load
+    }
+  }
+
+  /** @param {Map<string, File>} files @param {(progress: Progress) => void} progress @param {AbortSignal} [signal] */
+  async #upload(files, progress, signal) {
+    const { plan, replay } = this;
+    const { queue } = this.device;
+    const total = weightBytes(plan);
+    const staging = replay.bytes.get(STAGING) ?? 0;
+    let done = 0;
+    let unsent = 0;
+    /** @type {Promise<unknown>} */
+    let window = Promise.resolve();
+    const limit = (/** @type {import('./plan.js').Weight} */ { steps, unit }) => (steps.length ? staging : Math.max(CHUNK, unit));
+    for await (const { weight, first, count, bytes } of weightChunks(plan, files, limit)) {
+      throwIfAborted(signal);
+      this.device.check();
+      if (this.#broken) throw this.#broken;
+      if (weight.steps.length) {
+        for (const n of kernelsOf(weight.steps)) replay.pipelines[n] ??= await this.#pipelines[n];
+        replay.write(STAGING, 0, bytes);
+        replay.setDim('unit_first', first);
+        replay.setDim('unit_count', count);
+        await replay.play(weight.steps);
+        replay.submit();
+        await replay.room(IN_FLIGHT * 8);
+      } else {
+        const place = first * weight.unit;
+        const end = place + bytes.length;
+        const most = replay.bytes.get(weight.buffer) ?? 0;
+        if (end > most) throw new PlanError('too many bytes', { where: `weight ${weight.name}`, got: end, wanted: most });
+        replay.write(weight.buffer, place, bytes);
+      }
+      done += bytes.length;
+      unsent += bytes.length;
+      progress({ stage: 'load', done, total });
+      if (unsent >= WINDOW) {
+        await window;
+        queue.submit([]); // starts the writes, or the wait would not end
+        window = queue.onSubmittedWorkDone();
+        unsent = 0;
+      }
+    }
+    queue.submit([]);
+    await queue.onSubmittedWorkDone();
+  }
+
+  // --- calls
+
+  /** Writes feeds, sets dims, runs; resolves when all is submitted and at most one submit is unfinished.
+   * @param {string} program @param {Record<string, Uint8Array>} [feeds] @param {Record<string, number>} [dims] */
+  run(program, feeds = {}, dims = {}) {
+    return this.#call(async () => {
+      const steps = this.#begin(program, feeds, dims);
+      await this.replay.play(steps);
+      await this.replay.room(IN_FLIGHT - 1);
+      this.replay.submit();
+    });
+  }
+
+  /** Bytes of a buffer after all earlier runs. @param {string} name @param {number} [offset] @param {number} [length] */
+  read(name, offset = 0, length) {
+    return this.#call(() => this.replay.readBack(name, offset, length));
+  }
+
+  /** Runs `program` up to `times` times; `onChunk` gets the bytes of `read` after each, in order, while the
+   * next run is on its way. Stops where it returns false; throws AbortedError where `signal` is aborted.
+   * @param {string} program @param {number} times @param {string} read @param {Record<string, number>} dims
+   * @param {(bytes: Uint8Array<ArrayBuffer>) => unknown} onChunk @param {AbortSignal} [signal] */
+  repeat(program, times, read, dims, onChunk, signal) {
+    return this.#call(async () => {
+      const steps = this.#begin(program, {}, dims);
+      /** @type {Promise<Uint8Array<ArrayBuffer>>[]} */
+      const behind = [];
+      let stopped = false;
+      const take = async () => {
+        const bytes = await /** @type {Promise<Uint8Array<ArrayBuffer>>} */ (behind.shift());
+        if (!stopped && !signal?.aborted) stopped = onChunk(bytes) === false;
+      };
+      try {
+        for (let i = 0; i < times; i++) {
+          if (behind.length === IN_FLIGHT) await take();
+          if (stopped || signal?.aborted) break;
+          await this.replay.play(steps);
+          const bytes = this.replay.readBack(read, 0, undefined, i % IN_FLIGHT);
+          bytes.catch(() => {}); // awaited by take
+          behind.push(bytes);
+        }
+        while (behind.length) await take();
+      } finally {
+        await Promise.allSettled(behind);
+      }
+      throwIfAborted(signal);
+    });
+  }
+
+  /** Gives all memory back, after the call in progress. */
+  async dispose() {
+    await this.#turns.close();
+    this.device.destroy();
+  }
+
+  /** @template T @param {() => Promise<T>} work @returns {Promise<T>} */
+  #call(work) {
+    return this.#turns.take(async () => {
+      this.device.check();
+      try {
+        return await work();
+      } catch (error) {
+        this.replay.drop();
+        if (this.device.failure) throw this.device.failure;
+        if (error instanceof FanlightError) throw error;
+        throw new DeviceError('the GPU refused the work', { got: error, cause: error });
+      }
+    });
+  }
+
+  /** Checks and applies a call's arguments. @param {string} program @param {Record<string, Uint8Array>} feeds
+   * @param {Record<string, number>} dims */
+  #begin(program, feeds, dims) {
+    const steps = programOf(this.plan, program);
+    checkDims(this.plan, dims);
+    checkFeeds(this.plan, feeds, (name) => this.replay.bytes.get(name) ?? 0);
+    for (const [name, value] of Object.entries(dims)) this.replay.setDim(name, value);
+    for (const [name, bytes] of Object.entries(feeds)) this.replay.write(name, 0, bytes);
+    return steps;
+  }
+}
