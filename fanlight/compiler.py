@@ -1,0 +1,339 @@
+"""The compiler's driver: module → plan. It reads aloud in :func:`compile_module`.
+
+In: a module (``archs``, ``importers``), a target's name and what the device offers. Out: a ``Plan``. Pure
+Python, the standard library only; tensors are never touched, only their places in files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fanlight import dtypes, plan as plans
+from fanlight.codegen.wasm import link as wasm_link
+from fanlight.codegen.wasm.table import TARGET as WASM
+from fanlight.codegen.wgsl import link as wgsl_link
+from fanlight.codegen.wgsl.table import TARGET as WEBGPU
+from fanlight.errors import InputError, UnsupportedError
+from fanlight.ir.graph import Module, Node, WeightSource
+from fanlight.ir.text import print_graph
+from fanlight.ir.verify import verify_module
+from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
+from fanlight.kernels.lower import Lowered, buffer_bytes, lower
+from fanlight.kernels.memory import assign
+from fanlight.kernels.target import Context, NotYet, Operand, Part, Target
+from fanlight.plan import (
+    Buffer,
+    Dispatch,
+    DimSpec,
+    FileSource,
+    InlineSource,
+    Kernel,
+    Plan,
+    Step,
+    Weight,
+)
+from fanlight.shapes import Dim, Size, binary, ceildiv, maximum, product
+
+TARGETS: dict[str, Target] = {"webgpu": WEBGPU, "wasm": WASM}
+STAGING_BYTES = 4 << 20
+_MAX_UNITS = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """``features``: of the device, e.g. ``subgroups``, ``shader-f16`` or ``relaxed-simd``, ``threads``.
+
+    ``max_binding``: bytes that one storage binding may have; larger weights are split by rows.
+    ``dump``: called with (stage, text) for each graph after each stage; ``verify``: check between stages.
+    """
+
+    target: Literal["webgpu", "wasm"]
+    features: frozenset[str] = frozenset()
+    max_binding: int = 128 << 20
+    max_threads: int = 16
+    verify: bool = True
+    dump: Callable[[str, str], None] | None = field(default=None, compare=False)
+
+
+def compile_module(module: Module, options: CompileOptions) -> Plan:
+    """The plan of ``module`` for the device that ``options`` describe.
+
+    Raises GraphError for a malformed module and UnsupportedError, listing everything at once, for ops or
+    dtypes that the target can't run.
+    """
+    return _Compilation(module, options).run()
+
+
+class _Compilation:
+    def __init__(self, module: Module, options: CompileOptions) -> None:
+        if options.target not in TARGETS:
+            raise InputError("unknown target", got=options.target, wanted="webgpu or wasm")
+        self.module, self.options = module, options
+        self.target = TARGETS[options.target]
+        self.first = Dim("unit_first", "host", _MAX_UNITS)
+        self.count = Dim("unit_count", "host", _MAX_UNITS)
+        self.buffers: dict[str, Buffer] = {}
+        self.operands: dict[str, Operand] = {}
+        self.sources: list[tuple[str, WeightSource, Part, int]] = []
+        self.segment = bytearray()  # bytes of inline weights and constants
+        self.constants: dict[tuple[str, bytes], str] = {}
+        self.kernels: dict[str, int] = {}
+        self.kernel_rows: list[Kernel] = []
+        self.wasm_kernels: dict[str, WasmKernel] = {}
+        self.slots: list[Size] = []
+
+    def run(self) -> Plan:
+        self._check("build")
+        self._declare_dims()
+        self._declare_states()
+        self._place_weights()
+        programs = {name: self._lower(name) for name in self.module.graphs}
+        steps = self._programs(programs)
+        weights = self._weights()
+        self._declare_arena()
+        return self._link(steps, weights)
+
+    # --- stages
+
+    def _check(self, stage: str) -> None:
+        if self.options.verify:
+            verify_module(self.module, stage)
+        if self.options.dump is not None:
+            for graph in self.module.graphs.values():
+                self.options.dump(stage, print_graph(graph))
+
+    def _declare_dims(self) -> None:
+        host = [*self.module.dims, self.first, self.count]
+        if self.options.target == "wasm":
+            host.append(Dim(plans.THREADS, "host", self.options.max_threads))
+        self.dims = tuple(DimSpec(d) for d in host) + tuple(
+            DimSpec(d.dim, d.state, 4 * d.index) for d in self.module.device_dims
+        )
+
+    def _declare_states(self) -> None:
+        for name, spec in self.module.states.items():
+            self._buffer(name, "state", buffer_bytes(spec.dtype, spec.shape), spec.dtype.name, spec.shape)
+        for graph in self.module.graphs.values():
+            for node in graph.nodes():
+                if node.op == "input" and node.name not in self.buffers:
+                    self._value(node.name, "input", node)
+            for name, node in graph.outputs.items():
+                self._value(name, "output", node)
+
+    def _place_weights(self) -> None:
+        """Planes and parts of every weight that a graph uses, in the order of the file."""
+        used = {
+            node.name: node
+            for graph in self.module.graphs.values()
+            for node in graph.nodes()
+            if node.op == "weight"
+        }
+        missing = {
+            str(n.dtype): storage.reason
+            for n in used.values()
+            if isinstance(storage := self.target.storage[n.dtype.name], NotYet)
+        }
+        if missing:
+            text = "; ".join(f"{d}: {why}" for d, why in sorted(missing.items()))
+            raise UnsupportedError(f"the target {self.target.name} can't hold weights of {text}")
+        ordered = sorted(used, key=lambda n: (self.module.weights[n].file, self.module.weights[n].offset))
+        for name in ordered:
+            self._place_weight(name, self.module.weights[name])
+
+    def _place_weight(self, name: str, source: WeightSource) -> None:
+        storage = self.target.storage[source.dtype.name]
+        assert not isinstance(storage, NotYet)
+        rows = source.shape[0] if source.shape else 1
+        row_units = max(1, int(str(product(source.shape[1:])))) // source.dtype.block
+        widest = max(plane.unit_bytes for plane in storage.planes) * row_units
+        limit = max(1, self.options.max_binding // widest) if widest else rows
+        if self.options.target == "wasm":
+            limit = rows
+        parts = []
+        for number, first in enumerate(range(0, rows, limit)):
+            count = min(limit, rows - first)
+            tag = f".{number}" if limit < rows else ""
+            names = []
+            for plane in storage.planes:
+                label = f"{name}{tag}{plane.suffix}"
+                self._buffer(label, "weight", count * row_units * plane.unit_bytes, source.dtype.name)
+                names.append(label)
+            part = Part(first, count, tuple(names))
+            parts.append(part)
+            self.sources.append((name + tag, source, part, row_units))
+        self.operands[name] = Operand(source.dtype, source.shape, tuple(parts))
+
+    def _lower(self, name: str) -> tuple[Step, ...]:
+        graph = self.module.graphs[name]
+        context = Context(
+            self.options.features,
+            _no_scratch,
+            self.options.max_threads,
+            {"max_binding": self.options.max_binding},
+        )
+        lowered = lower(graph, self.target, self.operands, self._constant, context, f"{name}.")
+        return self._assign_slots(lowered)
+
+    def _assign_slots(self, lowered: Lowered) -> tuple[Step, ...]:
+        touched = [launch.buffers for launch in lowered.launches]
+        place, sizes = assign(touched, lowered.temporaries)
+        for number, size in enumerate(sizes):
+            if number == len(self.slots):
+                self.slots.append(0)
+            held = self.slots[number]
+            self.slots[number] = size if held == 0 else held if held == size else binary("max", held, size)
+        names = {temporary: f"arena.{slot}" for temporary, slot in place.items()}
+        return tuple(
+            self._dispatch(launch, tuple(names.get(b, b) for b in launch.buffers))
+            for launch in lowered.launches
+        )
+
+    def _programs(self, graphs: dict[str, tuple[Step, ...]]) -> dict[str, tuple[Step, ...]]:
+        programs = dict(graphs)
+        for name, steps in self.module.programs.items():
+            if steps == (plans.Call(name),):
+                continue  # a program that is one graph of the same name
+            programs[name] = steps
+        programs.setdefault("load", ())
+        return programs
+
+    def _weights(self) -> list[Weight]:
+        out = []
+        for name, source, part, row_units in self.sources:
+            storage = self.target.storage[source.dtype.name]
+            assert not isinstance(storage, NotYet) and isinstance(part.rows, int)
+            unit = source.dtype.bytes
+            start, length = part.first * row_units * unit, part.rows * row_units * unit
+            if storage.direct:
+                unit = 4 if length % 4 == 0 else unit
+            place: FileSource | InlineSource
+            if source.data is not None:
+                place = self._inline(source.data[start : start + length])
+            else:
+                place = FileSource(source.file, source.offset + start, length)
+            if storage.direct:
+                out.append(Weight(name, place, unit, part.buffers[0]))
+                continue
+            self._staging()
+            launches = self.target.repack(
+                source.dtype, plans.STAGING, part.buffers, self.first, self.count
+            )
+            out.append(
+                Weight(name, place, unit, "", tuple(self._dispatch(x, x.buffers) for x in launches))
+            )
+        for (dtype, data), name in self.constants.items():
+            out.append(Weight(name, self._inline(data), 4, name))
+        return out
+
+    def _declare_arena(self) -> None:
+        for number, size in enumerate(self.slots):
+            self._buffer(f"arena.{number}", "arena", size)
+
+    def _link(self, programs: dict[str, tuple[Step, ...]], weights: list[Weight]) -> Plan:
+        segments = (bytes(self.segment),) if self.segment else ()
+        used = sorted({f for k in self.kernel_rows for f in k.features})
+        plan = Plan(
+            self.options.target,
+            self.dims,
+            tuple(self.buffers.values()),
+            tuple(weights),
+            tuple(self.kernel_rows),
+            programs,
+            segments,
+            tuple(used),
+            None,
+            self.module.metadata,
+        )
+        if self.options.target == "wasm":
+            plan = wasm_link.link(
+                plan, list(self.wasm_kernels.values()), self.options.features
+            )
+        if self.options.verify:
+            plans.verify(plan)
+        return plan
+
+    # --- parts
+
+    def _buffer(
+        self,
+        name: str,
+        kind: plans.BufferKind,
+        size: Size,
+        dtype: str = "u8",
+        shape: tuple[Size, ...] = (),
+    ) -> None:
+        rounded = ceildiv(size, 4) * 4 if not isinstance(size, int) else -(-size // 4) * 4
+        if not isinstance(size, int) and _multiple_of_4(size):
+            rounded = size
+        self.buffers[name] = Buffer(name, kind, rounded, dtype, shape)
+
+    def _value(self, name: str, kind: plans.BufferKind, node: Node) -> None:
+        self._buffer(name, kind, buffer_bytes(node.dtype, node.shape), node.dtype.name, node.shape)
+
+    def _staging(self) -> None:
+        if plans.STAGING not in self.buffers:
+            self._buffer(plans.STAGING, "staging", STAGING_BYTES)
+
+    def _inline(self, data: bytes) -> InlineSource:
+        self.segment += b"\0" * (-len(self.segment) % 8)
+        at = len(self.segment)
+        self.segment += data
+        return InlineSource(0, at, len(data))
+
+    def _constant(self, node: Node) -> str:
+        data: bytes = node.attrs["data"]
+        data += b"\0" * (-len(data) % 4)
+        key = (node.dtype.name, data)
+        if key not in self.constants:
+            self.constants[key] = f"constant.{len(self.constants)}"
+            self._buffer(self.constants[key], "weight", len(data), node.dtype.name, node.shape)
+        return self.constants[key]
+
+    def _dispatch(self, launch: Launch, buffers: tuple[str, ...]) -> Dispatch:
+        name = launch.kernel.name
+        if isinstance(launch, WgslLaunch):
+            kernel, extra = wgsl_link.link(launch, self.dims)
+            if name not in self.kernels:
+                self.kernels[name] = len(self.kernel_rows)
+                self.kernel_rows.append(kernel)
+            return Dispatch(self.kernels[name], (*buffers, *extra), launch.grid)
+        assert isinstance(launch, WasmLaunch)
+        if name not in self.kernels:
+            self.kernels[name] = len(self.kernel_rows)
+            self.kernel_rows.append(Kernel(name))
+            self.wasm_kernels[name] = launch.kernel
+        return Dispatch(self.kernels[name], buffers, args=launch.args)
+
+
+def _no_scratch(size: Size) -> str:
+    raise AssertionError("scratch memory belongs to a node that is being lowered")
+
+
+def _multiple_of_4(size: Size) -> bool:
+    """Whether every value of ``size`` is one, as far as its form shows."""
+    from fanlight.shapes import Operation
+
+    if isinstance(size, int):
+        return size % 4 == 0
+    if isinstance(size, Operation):
+        if size.op == "*":
+            return _multiple_of_4(size.a) or _multiple_of_4(size.b)
+        if size.op in ("max", "min", "+"):
+            return _multiple_of_4(size.a) and _multiple_of_4(size.b)
+    return False
+
+
+def parameter_bytes(weights: Iterable[WeightSource]) -> int:
+    """Bytes of the weights as the files hold them."""
+    return sum(w.length if w.data is None else len(w.data) for w in weights)
+
+
+def with_target(options: CompileOptions, target: Literal["webgpu", "wasm"]) -> CompileOptions:
+    """``options`` for another target, its features dropped."""
+    return replace(options, target=target, features=frozenset())
+
+
+__all__: Sequence[str] = ["CompileOptions", "compile_module", "parameter_bytes", "with_target"]
+_ = (dtypes, maximum)

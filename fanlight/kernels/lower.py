@@ -1,0 +1,484 @@
+"""A graph → launches over named buffers.
+
+Loop-expressible nodes (elementwise, movement, rope, update, reductions) are fused into their one user by
+inlining their element expression; every other node's value is *stored* in a buffer. In: a graph, a target,
+and where weights and states live. Out: launches in order, with temporaries named ``%n``, which
+``memory.py`` then puts into arena slots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fanlight import dtypes
+from fanlight.dtypes import DType
+from fanlight.errors import GraphError, UnsupportedError
+from fanlight.ir.graph import Graph, Node
+from fanlight.ir.ops import ELEMENTWISE
+from fanlight.kernels import loops
+from fanlight.kernels.launch import Launch
+from fanlight.kernels.loops import Expr, apply, extent, integer
+from fanlight.kernels.target import LOOP, Context, NotYet, Operand, Part, Target
+from fanlight.shapes import Size, product
+
+Index = tuple[Expr, ...]
+MAX_LOADS = 6  # of 8 storage buffers per stage, one is the output and one a device dim's state
+_FUSIBLE = ("f32", "i32", "u32", "bool")  # narrower values are stored, so that they are rounded
+
+
+@dataclass(slots=True)
+class Lowered:
+    """``temporaries``: name → bytes. ``touched``: buffer names in the order of launches (for the planner)."""
+
+    launches: list[Launch] = field(default_factory=list)
+    temporaries: dict[str, Size] = field(default_factory=dict)
+
+
+def buffer_bytes(dtype: DType, shape: tuple[Size, ...]) -> Size:
+    """Bytes of a plain value, rounded up to whole 32-bit words by callers that need it."""
+    return product(shape) * dtype.bytes
+
+
+def lower(
+    graph: Graph,
+    target: Target,
+    weights: Mapping[str, Operand],
+    constant: Callable[[Node], str],
+    context: Context,
+    prefix: str,
+) -> Lowered:
+    """The launches of ``graph``. ``constant(node)`` gives the buffer of a constant; states and inputs have
+    buffers of their own names, outputs theirs. Raises UnsupportedError listing all ops and dtypes that
+    ``target`` can't run."""
+    return _Lowering(graph, target, weights, constant, context, prefix).run()
+
+
+class _Lowering:
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        weights: Mapping[str, Operand],
+        constant: Callable[[Node], str],
+        context: Context,
+        prefix: str,
+    ) -> None:
+        self.graph, self.target, self.weights = graph, target, weights
+        self.constant, self.prefix = constant, prefix
+        self.nodes = graph.nodes()
+        self.out = Lowered()
+        self.place: dict[Node, Operand] = {}
+        self.context = Context(context.features, self._scratch, context.max_threads, context.limits)
+        self.users = Counter(x for node in self.nodes for x in node.inputs)
+        self.users.update(graph.roots())
+        self.stored = self._choose_stored()
+
+    def run(self) -> Lowered:
+        self._check_support()
+        late: list[tuple[str, str, Node]] = []
+        names = {n: s for s, n in self.graph.outputs.items()}
+        states = {n: s for s, n in self.graph.updates.items()}
+        last_read = self._last_reads()
+        for number, node in enumerate(self.nodes):
+            if node.op in ("input", "state", "weight", "constant"):
+                continue
+            if node not in self.stored:
+                continue
+            name = names.get(node)
+            if node in states:
+                name = states[node]
+                if node.op != "update" and last_read.get(name, -1) >= number:
+                    late.append((self._temporary(node), name, node))
+                    name = late[-1][0]
+            if node.op == "reshape" and name is None and self._operand_of_view(node):
+                continue
+            if name is None:
+                name = self._temporary(node)
+            elif not node.op == "update":
+                self.place[node] = _plain(node, name)
+            self._store(node, name)
+        for temporary, name, node in late:
+            self._copy(node, temporary, name)
+        for name, node in (*self.graph.outputs.items(), *self.graph.updates.items()):
+            held = self.place[node].buffer if node in self.place else ""
+            if held != name and name not in {n for _, n, _ in late}:
+                self._copy(node, self._operand(node).buffer, name)
+        return self.out
+
+    # --- what is stored, what is inlined
+
+    def _choose_stored(self) -> set[Node]:
+        stored: set[Node] = set(self.graph.roots())
+        for node in self.nodes:
+            loop = self.target.rules.get(node.op) is LOOP
+            if node.op in ("input", "weight", "state", "constant"):
+                stored.add(node)
+                continue
+            once = self.users[node] <= 1 or node.op in ("iota",) or _is_view_of_leaf(node)
+            if not loop or not once or node.dtype.name not in _FUSIBLE:
+                stored.add(node)
+            if node.op.startswith("reduce_") and product(node.inputs[0].shape) != product(
+                node.shape
+            ):
+                if product(node.shape) != 1:
+                    stored.add(node)
+            if not loop:
+                stored.update(node.inputs)
+            if node.op == "rope":  # reads each element of x twice
+                stored.update(x for x in node.inputs if not _cheap(x))
+            if node.op == "expand" or node.op in ELEMENTWISE:
+                for x in node.inputs:  # broadcasting an expensive value would compute it again
+                    if product(x.shape) != product(node.shape) and not _cheap(x):
+                        stored.add(x)
+        for node in self.nodes:  # too many buffers for one kernel: store the widest input
+            while node in stored and self.target.rules.get(node.op) is LOOP:
+                if len(self._loads(node, stored)) <= MAX_LOADS:
+                    break
+                inner = self._inlined(node, stored)
+                if not inner:
+                    raise UnsupportedError("a kernel needs too many buffers", where=node.op)
+                stored.add(max(inner, key=lambda n: len(self._loads(n, stored))))
+        return stored
+
+    def _inlined(self, node: Node, stored: set[Node]) -> list[Node]:
+        """Nodes that are computed inside ``node``'s kernel."""
+        found, stack = [], list(self._kernel_inputs(node))
+        while stack:
+            x = stack.pop()
+            if x not in stored:
+                found.append(x)
+                stack.extend(x.inputs)
+        return found
+
+    def _loads(self, node: Node, stored: set[Node]) -> set[Node]:
+        found: set[Node] = set()
+        stack = list(self._kernel_inputs(node))
+        while stack:
+            x = stack.pop()
+            if x in stored:
+                if not (x.op == "constant" and product(x.shape) == 1):
+                    found.add(x)
+            else:
+                stack.extend(x.inputs)
+        return found
+
+    @staticmethod
+    def _kernel_inputs(node: Node) -> tuple[Node, ...]:
+        return node.inputs[1:] if node.op == "update" else node.inputs
+
+    def _last_reads(self) -> dict[str, int]:
+        """State name → number of the last stored node whose kernel reads the state's old value."""
+        last: dict[str, int] = {}
+        for number, node in enumerate(self.nodes):
+            if node not in self.stored or node.op in ("input", "state", "weight", "constant"):
+                continue
+            for x in (*self._loads(node, self.stored), *self._kernel_inputs(node)):
+                if x.op == "state":
+                    last[x.name] = number
+        for name, node in self.graph.updates.items():
+            if node.op == "update" and name in last:
+                raise GraphError(
+                    "a state is read beside its update op", where=f"{self.graph.name}, {name}"
+                )
+        return last
+
+    def _check_support(self) -> None:
+        missing: dict[str, str] = {}
+        for node in self.nodes:
+            entry = self.target.rules.get(node.op)
+            if isinstance(entry, NotYet):
+                missing[node.op] = entry.reason
+            if entry is LOOP and node.dtype.name not in loops.SCALAR:
+                missing[f"{node.op} of {node.dtype}"] = "no loop form for this dtype"
+            for x in node.inputs if entry is LOOP else ():
+                if x.dtype.name not in loops.SCALAR:
+                    missing[f"{node.op} of {x.dtype}"] = "no loop form for this dtype"
+        if missing:
+            text = "; ".join(f"{op}: {why}" for op, why in sorted(missing.items()))
+            raise UnsupportedError(
+                f"the target {self.target.name} can't run {text}", where=f"graph {self.graph.name}"
+            )
+
+    # --- buffers
+
+    def _temporary(self, node: Node) -> str:
+        name = f"%{self.prefix}{len(self.out.temporaries)}"
+        self.out.temporaries[name] = buffer_bytes(node.dtype, node.shape)
+        self.place[node] = _plain(node, name)
+        return name
+
+    def _scratch(self, size: Size) -> str:
+        name = f"%{self.prefix}{len(self.out.temporaries)}"
+        self.out.temporaries[name] = size
+        return name
+
+    def _operand(self, node: Node) -> Operand:
+        """Where a stored node's value is."""
+        if node in self.place:
+            return self.place[node]
+        if node.op == "weight":
+            return self.weights[node.name]
+        if node.op == "constant":
+            self.place[node] = _plain(node, self.constant(node))
+        elif node.op in ("input", "state"):
+            self.place[node] = _plain(node, node.name)
+        elif node.op == "update":
+            base = node
+            while base.op == "update":
+                base = base.inputs[0]
+            self.place[node] = _plain(node, base.name)
+        elif not self._operand_of_view(node):
+            raise AssertionError(f"{node} is not stored")
+        return self.place[node]
+
+    def _operand_of_view(self, node: Node) -> bool:
+        """A reshape of a stored value is that value's buffer under another shape."""
+        x = node
+        while x.op == "reshape":
+            x = x.inputs[0]
+        if node.op != "reshape" or x not in self.stored or x.op == "weight":
+            return False
+        held = self._operand(x)
+        self.place[node] = Operand(node.dtype, node.shape, held.parts)
+        return True
+
+    # --- code
+
+    def _store(self, node: Node, name: str) -> None:
+        entry = self.target.rules[node.op]
+        if callable(entry) and not isinstance(entry, NotYet):
+            operands = [self._operand(x) for x in node.inputs]
+            out = self.place.get(node) or _plain(node, name)
+            self.out.launches += entry(operands, out, node.attrs, self.context)
+            return
+        kernel = _Element(self)
+        offset: Expr = integer(0)
+        shape = node.shape
+        if node.op == "update":
+            rows = node.inputs[1]
+            shape = rows.shape
+            value = kernel.element(rows, _axes(shape))
+            offset = apply("mul", extent(node.attrs["start"]), extent(product(shape[1:])))
+            name = self._operand(node).buffer
+        else:
+            value = kernel.element(node, _axes(shape), root=True)
+        self._emit(node.op, kernel, shape, node.dtype, value, offset, name)
+
+    def _copy(self, node: Node, source: str, target: str) -> None:
+        kernel = _Element(self)
+        shape = (product(node.shape),)
+        value = kernel.load_buffer(source, node.dtype, loops.Axis(0))
+        self._emit("copy", kernel, shape, node.dtype, value, integer(0), target)
+
+    def _emit(
+        self,
+        label: str,
+        kernel: _Element,
+        shape: tuple[Size, ...],
+        dtype: DType,
+        value: Expr,
+        offset: Expr,
+        name: str,
+    ) -> None:
+        inputs = tuple(kernel.dtypes)
+        key = repr((shape, inputs, dtype.name, value, offset)).encode()
+        digest = hashlib.blake2s(key, digest_size=6).hexdigest()
+        loop = loops.LoopKernel(f"{label}_{digest}", shape, inputs, dtype, value, offset)
+        self.out.launches.append(self.target.loop(loop, (*kernel.buffers, name)))
+
+
+class _Element:
+    """Builds one kernel's element expression and collects the buffers that it reads."""
+
+    def __init__(self, lowering: _Lowering) -> None:
+        self.lowering = lowering
+        self.buffers: list[str] = []
+        self.dtypes: list[DType] = []
+        self.axes = 16  # reduction axes are numbered from here
+
+    def load_buffer(self, buffer: str, dtype: DType, index: Expr) -> Expr:
+        if buffer not in self.buffers:
+            self.buffers.append(buffer)
+            self.dtypes.append(dtype)
+        return loops.Load(self.buffers.index(buffer), index, loops.SCALAR[dtype.name])
+
+    def element(self, node: Node, at: Index, root: bool = False) -> Expr:
+        """The value of ``node`` at ``at``: a load where it is stored, else its op's expression."""
+        if node in self.lowering.stored and not root:
+            if node.op == "constant" and product(node.shape) == 1:
+                return _scalar(node)
+            operand = self.lowering._operand(node)
+            if node.dtype.name not in loops.SCALAR:
+                raise UnsupportedError("no loop form for this dtype", got=node.dtype)
+            return self.load_buffer(operand.buffer, node.dtype, linear(at, node.shape))
+        if node.op in ELEMENTWISE:
+            return apply(node.op, *(self.element(x, _broadcast(x, at)) for x in node.inputs))
+        return getattr(self, f"_{node.op}")(node, at)  # type: ignore[no-any-return]
+
+    def _cast(self, node: Node, at: Index) -> Expr:
+        value = self.element(node.inputs[0], at)
+        kind = loops.SCALAR[node.dtype.name]
+        return value if value.type == kind else loops.Cast(value, kind)
+
+    def _reshape(self, node: Node, at: Index) -> Expr:
+        x = node.inputs[0]
+        flat = linear(at, node.shape)
+        return self.element(x, unflatten(flat, x.shape))
+
+    def _permute(self, node: Node, at: Index) -> Expr:
+        inner: list[Expr] = [integer(0)] * len(at)
+        for position, axis in enumerate(node.attrs["axes"]):
+            inner[axis] = at[position]
+        return self.element(node.inputs[0], tuple(inner))
+
+    def _expand(self, node: Node, at: Index) -> Expr:
+        return self.element(node.inputs[0], _broadcast(node.inputs[0], at))
+
+    def _slice(self, node: Node, at: Index) -> Expr:
+        starts = node.attrs["starts"]
+        return self.element(
+            node.inputs[0], tuple(apply("add", a, extent(s)) for a, s in zip(at, starts))
+        )
+
+    def _concat(self, node: Node, at: Index) -> Expr:
+        axis = node.attrs["axis"]
+        start: Size = 0
+        result: Expr | None = None
+        for x in node.inputs:
+            here = apply("sub", at[axis], extent(start))
+            last = apply("sub", extent(x.shape[axis]), integer(1))
+            # clamped: all branches are computed, and none may read outside its buffer
+            inside = apply("max", apply("min", here, last), integer(0))
+            if x.shape[axis] == 1:
+                inside = integer(0)
+            value = self.element(x, (*at[:axis], inside, *at[axis + 1 :]))
+            if result is None:
+                result = value
+            else:
+                result = apply("where", apply("ge", at[axis], extent(start)), value, result)
+            start = start + x.shape[axis]
+        assert result is not None
+        return result
+
+    def _iota(self, node: Node, at: Index) -> Expr:
+        return at[0]
+
+    def _rope(self, node: Node, at: Index) -> Expr:
+        x, cos, sin = node.inputs
+        row, head, d = at
+        depth, half = x.shape[2], cos.shape[1]
+        assert isinstance(depth, int) and isinstance(half, int)
+        if node.attrs["interleaved"]:
+            pair = apply("div", d, integer(2))
+            second = apply("eq", apply("mod", d, integer(2)), integer(1))
+        else:
+            pair = apply("mod", d, integer(half))
+            second = apply("ge", d, integer(half))
+        if 2 * half < depth:
+            pair = apply("min", pair, integer(half - 1))
+        first_at = apply("mul", pair, integer(2)) if node.attrs["interleaved"] else pair
+        second_at = apply("add", first_at, integer(1 if node.attrs["interleaved"] else half))
+        a = self.element(x, (row, head, first_at))
+        b = self.element(x, (row, head, second_at))
+        position = apply("add", row, extent(node.attrs["start"]))
+        c, s = self.element(cos, (position, pair)), self.element(sin, (position, pair))
+        even = apply("sub", apply("mul", a, c), apply("mul", b, s))
+        odd = apply("add", apply("mul", a, s), apply("mul", b, c))
+        value = apply("where", second, odd, even)
+        if 2 * half < depth:
+            inside = apply("lt", d, integer(2 * half))
+            value = apply("where", inside, value, self.element(x, at))
+        return value
+
+    def _reduce(self, node: Node, at: Index, kind: loops.ReduceKind) -> Expr:
+        x, axes = node.inputs[0], node.attrs["axes"]
+        outer = iter(at)
+        inner: list[Expr] = []
+        loop: list[tuple[int, Size]] = []
+        for axis, size in enumerate(x.shape):
+            if axis in axes:
+                inner.append(loops.Axis(self.axes))
+                loop.append((self.axes, size))
+                self.axes += 1
+                if node.attrs["keep"]:
+                    next(outer)
+            else:
+                inner.append(next(outer))
+        value = self.element(x, tuple(inner))
+        for number, size in reversed(loop):
+            value = loops.Reduce(kind, number, size, value, value.type)
+        return value
+
+    def _reduce_sum(self, node: Node, at: Index) -> Expr:
+        return self._reduce(node, at, "sum")
+
+    def _reduce_max(self, node: Node, at: Index) -> Expr:
+        return self._reduce(node, at, "max")
+
+    def _reduce_min(self, node: Node, at: Index) -> Expr:
+        return self._reduce(node, at, "min")
+
+
+# --- index arithmetic
+
+
+def linear(at: Index, shape: tuple[Size, ...]) -> Expr:
+    """Row-major flat index of ``at``."""
+    flat: Expr = integer(0)
+    for position, size in zip(at, shape):
+        flat = apply("add", apply("mul", flat, extent(size)), position)
+    return flat
+
+
+def unflatten(flat: Expr, shape: tuple[Size, ...]) -> Index:
+    """Inverse of :func:`linear`."""
+    out: list[Expr] = []
+    for axis in range(len(shape)):
+        stride = extent(product(shape[axis + 1 :]))
+        part = apply("div", flat, stride)
+        out.append(apply("mod", part, extent(shape[axis])) if axis else part)
+    return tuple(out)
+
+
+def _axes(shape: tuple[Size, ...]) -> Index:
+    return tuple(
+        integer(0) if size == 1 else loops.Axis(number) for number, size in enumerate(shape)
+    )
+
+
+def _broadcast(x: Node, at: Index) -> Index:
+    trimmed = at[len(at) - len(x.shape) :]
+    return tuple(integer(0) if s == 1 else a for a, s in zip(trimmed, x.shape))
+
+
+def _plain(node: Node, buffer: str) -> Operand:
+    rows = node.shape[0] if node.shape else 1
+    return Operand(node.dtype, node.shape, (Part(0, rows, (buffer,)),))
+
+
+def _cheap(node: Node) -> bool:
+    """Costs no more to compute again than to load."""
+    if node.op in ("input", "weight", "state", "constant", "iota"):
+        return True
+    return node.op in ("reshape", "slice", "permute", "expand") and all(map(_cheap, node.inputs))
+
+
+def _is_view_of_leaf(node: Node) -> bool:
+    return node.op in ("slice", "expand", "permute") and _cheap(node)
+
+
+def _scalar(node: Node) -> loops.Const:
+    """A one-element constant as a literal."""
+    data: bytes = node.attrs["data"]
+    formats = {"f32": "<f", "i32": "<i", "u32": "<I", "bool": "<?", "u8": "<B", "i8": "<b"}
+    if node.dtype.name == "f16":
+        formats["f16"] = "<e"
+    (value,) = struct.unpack(formats[node.dtype.name], data)
+    return loops.Const(value, loops.SCALAR[node.dtype.name])
+
+
+__all__ = ["Lowered", "lower", "linear", "unflatten", "buffer_bytes", "dtypes"]

@@ -1,0 +1,54 @@
+"""``pipeline(task, model)``: the way in, the same in CPython and in the page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fanlight.errors import InputError
+from fanlight.hub.files import LocalFile, ModelFile
+from fanlight.runtime.backend import choose
+from fanlight.runtime.session import ProgressCallback
+from fanlight.tasks.text_generation import TextGeneration
+
+TASKS = {"text-generation": TextGeneration}
+
+
+async def pipeline(
+    task: str,
+    model: str | Path,
+    *,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+    relaxed_simd: bool = False,
+    **options: Any,
+) -> TextGeneration:
+    """A loaded pipeline for ``task``.
+
+    ``model``: a path (CPython) or URL of a GGUF file. ``device``: ``auto``, ``webgpu`` or ``wasm``. ``progress`` is
+    called with ``Progress(stage, done, total)``, bytes for ``download`` and ``load``. ``options`` are the task's own
+    (``TextGeneration.create``); unknown ones raise InputError. Cancelling the call aborts it.
+    """
+    if task not in TASKS:
+        raise InputError("unknown task", got=task, wanted=", ".join(TASKS))
+    known = TASKS[task].create.__kwdefaults__ or {}
+    for name in options:
+        if name not in known:
+            raise InputError("unknown option", got=name, wanted=", ".join(known))
+    backend = await choose(device, relaxed_simd=relaxed_simd)
+    file = await open_model(str(model), progress)
+    return await TASKS[task].create(file, backend, progress, **options)
+
+
+async def open_model(model: str, progress: ProgressCallback | None = None) -> ModelFile:
+    """The model's file, for reading in spans. Raises StoreError."""
+    if sys.platform == "emscripten":
+        from fanlight.runtime import pyodide
+
+        return await pyodide.open_model(model, progress)
+    if model.startswith(("http://", "https://")):
+        from fanlight.hub.download import fetch
+
+        return LocalFile(await fetch(model, progress))
+    return LocalFile(Path(model).expanduser())

@@ -1,0 +1,86 @@
+"""Which executor runs a plan here, and what it offers to the compiler.
+
+CPython: wgpu or wasmtime. In the page (Pyodide): the executor's worker, through ``pyodide.py``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from fanlight.errors import DeviceError, InputError
+from fanlight.plan import Plan
+from fanlight.runtime.session import File, ProgressCallback, Session
+
+Device = Literal["auto", "webgpu", "wasm"]
+DEVICES = ("auto", "webgpu", "wasm")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """``features``: what the compiler may use; ``max_binding``: bytes of one storage binding."""
+
+    target: Literal["webgpu", "wasm"]
+    features: frozenset[str]
+    max_binding: int
+    adapter: str
+
+
+class Backend(Protocol):
+    @property
+    def info(self) -> BackendInfo: ...
+
+    async def load(
+        self, plan: Plan, files: Mapping[str, File], progress: ProgressCallback | None = None
+    ) -> Session:
+        """Weights to the device, kernels ready. Raises DeviceError, StoreError, PlanError."""
+        ...
+
+
+def check_device(device: str) -> Device:
+    """``device`` if it names one; InputError otherwise."""
+    match device:
+        case "auto" | "webgpu" | "wasm":
+            return device
+    raise InputError("unknown device", got=device, wanted=", ".join(DEVICES))
+
+
+async def choose(device: str = "auto", *, relaxed_simd: bool = False) -> Backend:
+    """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly.
+
+    ``relaxed_simd`` lets WebAssembly fuse multiplications and additions: faster, and no longer bit for bit
+    the same on every machine.
+    """
+    wanted = check_device(device)
+    if sys.platform == "emscripten":
+        from fanlight.runtime import pyodide
+
+        return await pyodide.choose(wanted, relaxed_simd=relaxed_simd)
+    if wanted == "wasm":
+        return _Wasm(relaxed_simd)
+    from fanlight.runtime import gpu
+
+    if wanted == "webgpu":
+        return _Gpu(gpu.probe())
+    try:
+        info = gpu.probe()
+    except (DeviceError, ImportError):
+        return _Wasm(relaxed_simd)
+    return _Wasm(relaxed_simd) if info.fallback else _Gpu(info)
+
+
+class _Wasm:
+    """wasmtime, one thread."""
+
+    def __init__(self, relaxed_simd: bool) -> None:
+        features = frozenset({"relaxed-simd"} if relaxed_simd else ())
+        self.info = BackendInfo("wasm", features, 4 << 30, "wasmtime")
+
+    async def load(
+        self, plan: Plan, files: Mapping[str, File], progress: ProgressCallback | None = None
+    ) -> Session:
+        from fanlight.runtime import wasm
+
+        return await wasm.load(plan, files, progress=progress)
