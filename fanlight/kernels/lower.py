@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fanlight import dtypes
 from fanlight.dtypes import DType
 from fanlight.errors import GraphError, UnsupportedError
-from fanlight.ir.graph import Graph, Node
+from fanlight.ir.graph import LEAVES, Graph, Node
 from fanlight.ir.ops import ELEMENTWISE
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Launch
@@ -84,7 +84,7 @@ class _Lowering:
         states = {n: s for s, n in self.graph.updates.items()}
         last_read = self._last_reads()
         for number, node in enumerate(self.nodes):
-            if node.op in ("input", "state", "weight", "constant"):
+            if node.op in LEAVES:
                 continue
             if node not in self.stored:
                 continue
@@ -115,7 +115,7 @@ class _Lowering:
         stored: set[Node] = set(self.graph.roots())
         for node in self.nodes:
             loop = self.target.rules.get(node.op) is LOOP
-            if node.op in ("input", "weight", "state", "constant"):
+            if node.op in LEAVES:
                 stored.add(node)
                 continue
             once = self.users[node] <= 1 or node.op in ("iota",) or _is_view_of_leaf(node)
@@ -174,7 +174,7 @@ class _Lowering:
         """State name → number of the last stored node whose kernel reads the state's old value."""
         last: dict[str, int] = {}
         for number, node in enumerate(self.nodes):
-            if node not in self.stored or node.op in ("input", "state", "weight", "constant"):
+            if node not in self.stored or node.op in LEAVES:
                 continue
             for x in (*self._loads(node, self.stored), *self._kernel_inputs(node)):
                 if x.op == "state":
@@ -189,7 +189,9 @@ class _Lowering:
     def _check_support(self) -> None:
         missing: dict[str, str] = {}
         for node in self.nodes:
-            entry = self.target.rules.get(node.op)
+            if node.op in LEAVES:
+                continue
+            entry = self.target.rules[node.op]
             if isinstance(entry, NotYet):
                 missing[node.op] = entry.reason
             if entry is LOOP and node.dtype.name not in loops.SCALAR:

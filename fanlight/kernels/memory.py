@@ -42,12 +42,34 @@ def assign(
 
 
 def _largest(a: Size, b: Size) -> Size:
-    """``max(a, b)``, without repeating an operand that the chain ``a`` has already."""
-    return b if a == 0 else a if str(b) in _members(a) else binary("max", a, b)
+    """``max(a, b)``, as one multiple where both are multiples of one size, and without repeats."""
+    if a == 0 or b == a:
+        return b
+    members = _members(a)
+    for number, member in enumerate(members):
+        (base, times), (other, more) = _multiple(member), _multiple(b)
+        if base == other:
+            members[number] = base * max(times, more)
+            break
+    else:
+        members.append(b)
+    result = members[0]
+    for member in members[1:]:
+        result = binary("max", result, member)
+    return result
 
 
-def _members(size: Size) -> set[str]:
-    """The operands of a chain of maxima, as text."""
+def _members(size: Size) -> list[Size]:
+    """The operands of a chain of maxima."""
     if isinstance(size, Operation) and size.op == "max":
-        return _members(size.a) | _members(size.b)
-    return {str(size)}
+        return _members(size.a) + _members(size.b)
+    return [size]
+
+
+def _multiple(size: Size) -> tuple[Size, int]:
+    """``size`` as (base, factor)."""
+    if isinstance(size, int):
+        return 1, size
+    if isinstance(size, Operation) and size.op == "*" and isinstance(size.b, int):
+        return size.a, size.b
+    return size, 1

@@ -6,7 +6,7 @@ Executors know nothing of models, tasks or formats; the plan is all they see. Th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -71,7 +71,7 @@ class Session(Protocol):
 
     def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Runs ``program`` up to ``times`` times and yields the content of buffer ``read`` after each,
         in order, read behind: the next run is submitted before the last one's bytes are back. Closing
         the iterator stops after the runs in flight."""

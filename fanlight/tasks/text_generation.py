@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fanlight import dtypes
@@ -19,7 +19,7 @@ from fanlight.compiler import CompileOptions, compile_module
 from fanlight.errors import FormatError, InputError, UnsupportedError
 from fanlight.formats import gguf
 from fanlight.hub.files import ModelFile
-from fanlight.ir.graph import WeightSource
+from fanlight.ir.graph import Module, WeightSource
 from fanlight.runtime.backend import Backend
 from fanlight.runtime.session import Progress, ProgressCallback, Session
 from fanlight.text.chat_template import render
@@ -172,7 +172,7 @@ class Generation:
         self._aborted = True
         await self._pieces.aclose()
 
-    async def _run(self) -> AsyncIterator[str]:  # type: ignore[misc]
+    async def _run(self) -> AsyncGenerator[str, None]:
         decoder = StreamDecoder(self._task.tokenizer)
         async with self._task._turn:
             start = time.perf_counter()
@@ -236,7 +236,7 @@ class Generation:
         control = [len(ids), self.prompt_tokens[-1], *[0] * (llama.CONTROL - 2)]
         await session.run("begin", {"control": _i32(control), "stops": _i32(stops)})
 
-    async def _decode(self) -> AsyncIterator[list[int]]:  # type: ignore[misc]
+    async def _decode(self) -> AsyncGenerator[list[int], None]:
         """Lists of new tokens: one, then as many a run as fit into ``_SUBMIT_MS``."""
         session, left, steps = self._task.session, self._limit, 1
         while left > 0 and not self._aborted:
@@ -252,15 +252,13 @@ class Generation:
                     if self._aborted or self.finish_reason:
                         return
             finally:
-                await runs.aclose()  # type: ignore[attr-defined]
+                await runs.aclose()
             left -= steps * times
             each = (time.perf_counter() - began) * 1e3 / (steps * times)
             steps = max(1, min(self._task.options.max_steps, int(_SUBMIT_MS / max(each, 0.01))))
 
 
-async def build_module(
-    file: ModelFile, header: gguf.Gguf, options: llama.Options
-) -> Any:
+async def build_module(file: ModelFile, header: gguf.Gguf, options: llama.Options) -> Module:
     """The module of a GGUF file. Raises UnsupportedError for architectures that ``archs`` lacks."""
     weights = {
         name: WeightSource(t.dtype, t.shape, _FILE, t.offset, t.length)
