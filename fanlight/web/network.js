@@ -3,7 +3,6 @@
 
 import { AbortedError, StoreError } from './errors.js';
 
-/** The first lines of an answer, and its body. */
 /**
  * @typedef {object} Answer
  * @property {number} start the offset of the body's first byte: 0 where the server ignores Range
@@ -12,6 +11,9 @@ import { AbortedError, StoreError } from './errors.js';
  * @property {string} lastModified
  * @property {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>} body
  */
+
+/** Tries without any progress before giving up; they wait 1/4, 1/2, 1, 2 s. */
+export const RETRIES = 4;
 
 /** A StoreError that may pass with time. */
 export class TransientError extends StoreError {
@@ -64,6 +66,88 @@ export async function next(answer, url, signal) {
     if (signal?.aborted) throw new AbortedError('aborted', { cause });
     throw new TransientError('the network was lost', { where: url, got: cause, cause, hint: 'Reload to resume.' });
   }
+}
+
+/** Bytes of a file straight from the network, where nothing can be kept: one request is read on as long as
+ * the reads go forward. One read at a time. */
+export class Direct {
+  /** @type {Answer | null} */
+  #answer = null;
+  #at = 0;
+  /** @type {Uint8Array<ArrayBuffer>} */
+  #rest = new Uint8Array();
+  /** @type {Promise<unknown>} */
+  #last = Promise.resolve();
+
+  /** @param {string} url @param {string} etag of the version wanted, or '' @param {(bytes: number) => void} count
+   * @param {AbortSignal} [signal] */
+  constructor(url, etag, count, signal) {
+    this.url = url;
+    this.etag = etag;
+    this.count = count;
+    this.signal = signal;
+  }
+
+  /** @param {number} start @param {number} end @returns {Promise<Uint8Array<ArrayBuffer>>} */
+  read(start, end) {
+    const turn = this.#last.then(() => this.#read(start, end));
+    this.#last = turn.catch(() => {});
+    return turn;
+  }
+
+  async close() {
+    const answer = this.#answer;
+    this.#answer = null;
+    await answer?.body.cancel().catch(() => {});
+  }
+
+  /** @param {number} start @param {number} end */
+  async #read(start, end) {
+    const result = new Uint8Array(end - start);
+    for (let tries = 0, filled = 0; filled < result.length; ) {
+      try {
+        const bytes = await this.#next(start + filled, end);
+        result.set(bytes, filled);
+        filled += bytes.length;
+        tries = 0;
+      } catch (error) {
+        await this.close();
+        if (!(error instanceof TransientError) || ++tries > RETRIES) throw error;
+        await pause(125 * 2 ** tries, this.signal);
+      }
+    }
+    return result;
+  }
+
+  /** Some bytes from `at` on. @param {number} at @param {number} end */
+  async #next(at, end) {
+    if (!this.#answer || this.#at > at) {
+      await this.close();
+      this.#answer = await get(this.url, at, undefined, this.etag, this.signal);
+      this.#at = this.#answer.start;
+      this.#rest = new Uint8Array();
+      if (this.etag && this.#answer.etag && this.etag !== this.#answer.etag) throw changed(this.url);
+    }
+    while (true) {
+      const here = this.#rest.subarray(Math.min(at - this.#at, this.#rest.length));
+      this.#at += this.#rest.length - here.length;
+      this.#rest = here;
+      if (here.length) break;
+      const bytes = await next(this.#answer, this.url, this.signal);
+      if (!bytes) throw new TransientError('the connection ended early', { where: this.url });
+      this.count(bytes.length);
+      this.#rest = bytes;
+    }
+    const bytes = this.#rest.subarray(0, end - at);
+    this.#rest = this.#rest.subarray(bytes.length);
+    this.#at += bytes.length;
+    return bytes;
+  }
+}
+
+/** The error for a file that is another one now. @param {string} url */
+export function changed(url) {
+  return new StoreError('the file changed while it was read', { where: url, hint: 'Reload to get the new one.' });
 }
 
 /** Resolves after `ms`, or when aborted. @param {number} ms @param {AbortSignal} [signal] */
