@@ -1,0 +1,1 @@
+"""Model files → structure, lazily: names, shapes, dtypes and offsets; never the tensors' bytes."""
