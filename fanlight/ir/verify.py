@@ -7,7 +7,7 @@ their states; an ``update`` op must end in the update of its own state.
 from __future__ import annotations
 
 from fanlight.errors import GraphError
-from fanlight.ir.graph import Graph, Module, Node, type_text
+from fanlight.ir.graph import Graph, Module, Node, dims_in, type_text
 from fanlight.ir.ops import OPS, apply
 
 
@@ -64,6 +64,14 @@ def verify_module(module: Module, after: str = "build") -> None:
                 spec = module.states.get(node.name)
                 if spec is None or (spec.dtype, spec.shape) != (node.dtype, node.shape):
                     raise GraphError("state is not the module's", where=where, got=node.name)
+        used = dims_in(graph.nodes())
+        for moved in module.device_dims:
+            if moved.state in graph.updates and moved.dim.name in used:
+                raise GraphError(
+                    "a graph that updates a device dim's state can't use the dim",
+                    where=where,
+                    got=moved.dim.name,
+                )
         for name, node in graph.updates.items():
             spec = module.states.get(name)
             if spec is None or (spec.dtype, spec.shape) != (node.dtype, node.shape):

@@ -139,8 +139,9 @@ def apply(function: str, *args: Expr) -> Expr:
         a, b = (a.value for a in args if isinstance(a, Const))
         folded = {"add": a + b, "sub": a - b, "mul": a * b}.get(function)
         if folded is None and b and function in ("div", "mod"):
-            folded = a // b if function == "div" else a % b
-        if folded is not None:
+            quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+            folded = quotient if function == "div" else a - quotient * b
+        if folded is not None and -(1 << 31) <= folded < 1 << 31:
             return Const(folded, "i32")
     if kind == "i32" and len(args) == 2:
         a_, b_ = args

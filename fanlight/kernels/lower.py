@@ -72,6 +72,7 @@ class _Lowering:
         self.nodes = graph.nodes()
         self.out = Lowered()
         self.place: dict[Node, Operand] = {}
+        self.copied: set[str] = set()  # outputs that hold their values already
         self.context = Context(context.features, self._scratch, context.max_threads, context.limits)
         self.users = Counter(x for node in self.nodes for x in node.inputs)
         self.users.update(graph.roots())
@@ -79,7 +80,7 @@ class _Lowering:
 
     def run(self) -> Lowered:
         self._check_support()
-        late: list[tuple[str, str, Node]] = []
+        late = self._old_values()
         names = {n: s for s, n in self.graph.outputs.items()}
         states = {n: s for s, n in self.graph.updates.items()}
         last_read = self._last_reads()
@@ -103,11 +104,27 @@ class _Lowering:
             self._store(node, name)
         for temporary, name, node in late:
             self._copy(node, temporary, name)
+        done = {name for _, name, _ in late} | self.copied
         for name, node in (*self.graph.outputs.items(), *self.graph.updates.items()):
-            held = self.place[node].buffer if node in self.place else ""
-            if held != name and name not in {n for _, n, _ in late}:
-                self._copy(node, self._operand(node).buffer, name)
+            held = self._operand(node).buffer
+            if held != name and name not in done:
+                self._copy(node, held, name)
         return self.out
+
+    def _old_values(self) -> list[tuple[str, str, Node]]:
+        """Saves the states that outputs or other states become, where they change themselves.
+        Returns the copies to make at the end: from, to, node."""
+        late: list[tuple[str, str, Node]] = []
+        for name, node in (*self.graph.outputs.items(), *self.graph.updates.items()):
+            if node.op != "state" or node.name == name or node.name not in self.graph.updates:
+                continue
+            if name in self.graph.outputs:
+                self._copy(node, node.name, name)
+                self.copied.add(name)
+            else:
+                late.append((self._scratch(buffer_bytes(node.dtype, node.shape)), name, node))
+                self._copy(node, node.name, late[-1][0])
+        return late
 
     # --- what is stored, what is inlined
 
@@ -134,7 +151,9 @@ class _Lowering:
                 for x in node.inputs:  # broadcasting an expensive value would compute it again
                     if product(x.shape) != product(node.shape) and not _cheap(x):
                         stored.add(x)
-        for node in self.nodes:  # too many buffers for one kernel: store the widest input
+        # too many buffers for one kernel: store the widest input; users first, so that its own
+        # kernel is looked at as well
+        for node in reversed(self.nodes):
             while node in stored and self.target.rules.get(node.op) is LOOP:
                 if len(self._loads(node, stored)) <= MAX_LOADS:
                     break
@@ -173,10 +192,13 @@ class _Lowering:
     def _last_reads(self) -> dict[str, int]:
         """State name → number of the last stored node whose kernel reads the state's old value."""
         last: dict[str, int] = {}
+        roots = set(self.graph.roots())
         for number, node in enumerate(self.nodes):
             if node not in self.stored or node.op in LEAVES:
                 continue
             for x in (*self._loads(node, self.stored), *self._kernel_inputs(node)):
+                while x.op == "reshape" and x not in roots:  # a view of the state's own buffer
+                    x = x.inputs[0]
                 if x.op == "state":
                     last[x.name] = number
         for name, node in self.graph.updates.items():
@@ -199,6 +221,8 @@ class _Lowering:
             for x in node.inputs if entry is LOOP else ():
                 if x.dtype.name not in loops.SCALAR:
                     missing[f"{node.op} of {x.dtype}"] = "no loop form for this dtype"
+            if node.op == "update" and node.dtype.bytes < 4 and not _whole_words(node):
+                missing[f"update of {node.dtype}"] = "its rows are no multiples of 4 elements"
         if missing:
             text = "; ".join(f"{op}: {why}" for op, why in sorted(missing.items()))
             raise UnsupportedError(
@@ -471,6 +495,12 @@ def _cheap(node: Node) -> bool:
 
 def _is_view_of_leaf(node: Node) -> bool:
     return node.op in ("slice", "expand", "permute") and _cheap(node)
+
+
+def _whole_words(update: Node) -> bool:
+    """Whether rows of a narrow state start at words, as ``LoopKernel.offset`` wants."""
+    row = product(update.shape[1:])
+    return isinstance(row, int) and row % 4 == 0
 
 
 def _scalar(node: Node) -> loops.Const:
