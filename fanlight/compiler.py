@@ -6,15 +6,11 @@ Python, the standard library only; tensors are never touched, only their places 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
-from fanlight import dtypes, plan as plans
-from fanlight.codegen.wasm import link as wasm_link
-from fanlight.codegen.wasm.table import TARGET as WASM
-from fanlight.codegen.wgsl import link as wgsl_link
-from fanlight.codegen.wgsl.table import TARGET as WEBGPU
+from fanlight import plan as plans
 from fanlight.errors import InputError, UnsupportedError
 from fanlight.ir.graph import Module, Node, WeightSource
 from fanlight.ir.text import print_graph
@@ -34,9 +30,9 @@ from fanlight.plan import (
     Step,
     Weight,
 )
-from fanlight.shapes import Dim, Size, binary, ceildiv, maximum, product
+from fanlight.shapes import Dim, Operation, Size, binary, ceildiv, product
 
-TARGETS: dict[str, Target] = {"webgpu": WEBGPU, "wasm": WASM}
+TARGETS = ("webgpu", "wasm")
 STAGING_BYTES = 4 << 20
 _MAX_UNITS = 1 << 30
 
@@ -68,10 +64,8 @@ def compile_module(module: Module, options: CompileOptions) -> Plan:
 
 class _Compilation:
     def __init__(self, module: Module, options: CompileOptions) -> None:
-        if options.target not in TARGETS:
-            raise InputError("unknown target", got=options.target, wanted="webgpu or wasm")
         self.module, self.options = module, options
-        self.target = TARGETS[options.target]
+        self.target = target_named(options.target)
         self.first = Dim("unit_first", "host", _MAX_UNITS)
         self.count = Dim("unit_count", "host", _MAX_UNITS)
         self.buffers: dict[str, Buffer] = {}
@@ -83,6 +77,12 @@ class _Compilation:
         self.kernel_rows: list[Kernel] = []
         self.wasm_kernels: dict[str, WasmKernel] = {}
         self.slots: list[Size] = []
+        self.context = Context(
+            options.features,
+            _no_scratch,
+            options.max_threads,
+            {"max_binding": options.max_binding},
+        )
 
     def run(self) -> Plan:
         self._check("build")
@@ -167,13 +167,7 @@ class _Compilation:
 
     def _lower(self, name: str) -> tuple[Step, ...]:
         graph = self.module.graphs[name]
-        context = Context(
-            self.options.features,
-            _no_scratch,
-            self.options.max_threads,
-            {"max_binding": self.options.max_binding},
-        )
-        lowered = lower(graph, self.target, self.operands, self._constant, context, f"{name}.")
+        lowered = lower(graph, self.target, self.operands, self._constant, self.context, f"{name}.")
         return self._assign_slots(lowered)
 
     def _assign_slots(self, lowered: Lowered) -> tuple[Step, ...]:
@@ -247,9 +241,9 @@ class _Compilation:
             self.module.metadata,
         )
         if self.options.target == "wasm":
-            plan = wasm_link.link(
-                plan, list(self.wasm_kernels.values()), self.options.features
-            )
+            from fanlight.codegen.wasm import link as wasm_link
+
+            plan = wasm_link.link(plan, list(self.wasm_kernels.values()), self.options.features)
         if self.options.verify:
             plans.verify(plan)
         return plan
@@ -294,6 +288,8 @@ class _Compilation:
     def _dispatch(self, launch: Launch, buffers: tuple[str, ...]) -> Dispatch:
         name = launch.kernel.name
         if isinstance(launch, WgslLaunch):
+            from fanlight.codegen.wgsl import link as wgsl_link
+
             kernel, extra = wgsl_link.link(launch, self.dims)
             if name not in self.kernels:
                 self.kernels[name] = len(self.kernel_rows)
@@ -307,14 +303,25 @@ class _Compilation:
         return Dispatch(self.kernels[name], buffers, args=launch.args)
 
 
+def target_named(name: str) -> Target:
+    """The target of that name; only its code generator is imported. Raises InputError."""
+    if name == "webgpu":
+        from fanlight.codegen.wgsl.table import TARGET as WEBGPU
+
+        return WEBGPU
+    if name == "wasm":
+        from fanlight.codegen.wasm.table import TARGET as WASM
+
+        return WASM
+    raise InputError("unknown target", got=name, wanted=", ".join(TARGETS))
+
+
 def _no_scratch(size: Size) -> str:
     raise AssertionError("scratch memory belongs to a node that is being lowered")
 
 
 def _multiple_of_4(size: Size) -> bool:
     """Whether every value of ``size`` is one, as far as its form shows."""
-    from fanlight.shapes import Operation
-
     if isinstance(size, int):
         return size % 4 == 0
     if isinstance(size, Operation):
@@ -328,12 +335,3 @@ def _multiple_of_4(size: Size) -> bool:
 def parameter_bytes(weights: Iterable[WeightSource]) -> int:
     """Bytes of the weights as the files hold them."""
     return sum(w.length if w.data is None else len(w.data) for w in weights)
-
-
-def with_target(options: CompileOptions, target: Literal["webgpu", "wasm"]) -> CompileOptions:
-    """``options`` for another target, its features dropped."""
-    return replace(options, target=target, features=frozenset())
-
-
-__all__: Sequence[str] = ["CompileOptions", "compile_module", "parameter_bytes", "with_target"]
-_ = (dtypes, maximum)

@@ -12,7 +12,7 @@ import hashlib
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fanlight import dtypes
 from fanlight.dtypes import DType
@@ -73,7 +73,7 @@ class _Lowering:
         self.out = Lowered()
         self.place: dict[Node, Operand] = {}
         self.copied: set[str] = set()  # outputs that hold their values already
-        self.context = Context(context.features, self._scratch, context.max_threads, context.limits)
+        self.context = replace(context, scratch=self._scratch)
         self.users = Counter(x for node in self.nodes for x in node.inputs)
         self.users.update(graph.roots())
         self.stored = self._choose_stored()
@@ -314,7 +314,11 @@ class _Lowering:
         key = repr((shape, inputs, dtype.name, value, offset)).encode()
         digest = hashlib.blake2s(key, digest_size=6).hexdigest()
         loop = loops.LoopKernel(f"{label}_{digest}", shape, inputs, dtype, value, offset)
-        self.out.launches.append(self.target.loop(loop, (*kernel.buffers, name)))
+        buffers = (*kernel.buffers, name)
+        known = self.context.loops.get(loop.name)
+        launch = replace(known, buffers=buffers) if known else self.target.loop(loop, buffers)
+        self.context.loops[loop.name] = launch
+        self.out.launches.append(launch)
 
 
 class _Element:

@@ -72,6 +72,7 @@ class Context:
     scratch: Callable[[Size], str]
     max_threads: int = 16
     limits: Mapping[str, int] = field(default_factory=dict)
+    loops: dict[str, Launch] = field(default_factory=dict)  # launches of loop kernels, by name
 
 
 Rule: TypeAlias = Callable[[list[Operand], Operand, Mapping[str, Any], Context], list[Launch]]
