@@ -80,12 +80,13 @@ export class Direct {
   #last = Promise.resolve();
 
   /** @param {string} url @param {string} etag of the version wanted, or '' @param {(bytes: number) => void} count
-   * @param {AbortSignal} [signal] */
-  constructor(url, etag, count, signal) {
+   * @param {AbortSignal} [signal] @param {boolean} [bounded] ask for what is read only, not for all that follows */
+  constructor(url, etag, count, signal, bounded = false) {
     this.url = url;
     this.etag = etag;
     this.count = count;
     this.signal = signal;
+    this.bounded = bounded;
   }
 
   /** @param {number} start @param {number} end @returns {Promise<Uint8Array<ArrayBuffer>>} */
@@ -123,7 +124,7 @@ export class Direct {
   async #next(at, end) {
     if (!this.#answer || this.#at > at) {
       await this.close();
-      this.#answer = await get(this.url, at, undefined, this.etag, this.signal);
+      this.#answer = await get(this.url, at, this.bounded ? end : undefined, this.etag, this.signal);
       this.#at = this.#answer.start;
       this.#rest = new Uint8Array();
       if (this.etag && this.#answer.etag && this.etag !== this.#answer.etag) throw changed(this.url);

@@ -232,7 +232,7 @@ export class UrlFile {
     const bytes = new Uint8Array(Math.min(CHUNK, this.size - start));
     const direct = new Direct(this.url, this.#index?.etag ?? '', (count) => {
       this.stats.network_bytes += count;
-    }, this.#control.signal);
+    }, this.#control.signal, true);
     this.stats.requests += 1;
     bytes.set(await direct.read(start, start + bytes.length));
     await direct.close();
