@@ -1,0 +1,571 @@
+"""Executor of webgpu plans in CPython, on wgpu. In: a plan and its files. Out: a session.
+
+All that can be made at load is made at load: buffers, pipelines, bind groups. A run writes the uniform if
+a dim changed and replays the steps; consecutive dispatches share one pass. The twin is ``web/gpu.js``.
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fanlight import shapes
+from fanlight.errors import AbortedError, DeviceError, FanlightError, MissingDependencyError, PlanError
+from fanlight.plan import (
+    LOAD_DIMS,
+    STAGING,
+    Branch,
+    Call,
+    Copy,
+    Dispatch,
+    Kernel,
+    Loop,
+    Plan,
+    Read,
+    Step,
+    Weight,
+    steps_of,
+)
+from fanlight.runtime.chunks import total_bytes, weight_chunks
+from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
+from fanlight.shapes import Size
+
+FEATURES = ("subgroups", "shader-f16")
+_ENABLES = {"shader-f16": "enable f16;\n"}  # naga rejects ``enable subgroups;``
+_IN_FLIGHT = 2
+_WINDOW = 8 << 20  # bytes written to the queue before the earlier ones must have been taken
+_CHUNK = 4 << 20
+_COMPARE = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A device as the compiler asks about it. ``max_binding``: bytes of the largest storage binding.
+    ``fallback``: a CPU that plays a GPU."""
+
+    adapter: str
+    features: frozenset[str]
+    max_binding: int
+    fallback: bool
+
+
+def probe(adapter: str | None = None) -> Probe:
+    """What the adapter offers; ``adapter`` is a part of its name, None for the fastest.
+
+    Raises MissingDependencyError without wgpu, DeviceError where there is no such adapter.
+    """
+    found = _adapter(adapter)
+    return Probe(
+        _name(found),
+        frozenset(f for f in FEATURES if f in _features(found)),
+        int(found.limits["max-storage-buffer-binding-size"]),
+        found.info["adapter_type"] == "CPU",
+    )
+
+
+async def load(
+    plan: Plan,
+    files: Mapping[str, File],
+    *,
+    adapter: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> GpuSession:
+    """A session with all weights resident and the program ``load`` run.
+
+    Raises PlanError, DeviceError, StoreError or MissingDependencyError; then nothing is left behind.
+    """
+    if plan.target != "webgpu":
+        raise PlanError("not a plan for webgpu", got=plan.target)
+    found = _adapter(adapter)
+    wanted = {*plan.features, *(f for k in plan.kernels for f in k.features)}
+    missing = wanted - _features(found)
+    if missing:
+        raise PlanError(
+            "the device lacks features that the plan needs",
+            got=", ".join(sorted(missing)),
+            hint="Compile again for this device.",
+        )
+    with _device_errors("the GPU gave no device"):
+        device = found.request_device_sync(
+            required_features=sorted(wanted), required_limits=dict(found.limits)
+        )
+    session = GpuSession(plan, device, _name(found))
+    try:
+        await session._load(files, progress or _silent)
+    except BaseException:
+        await session.dispose()
+        raise
+    return session
+
+
+def _wgpu() -> Any:
+    try:
+        import wgpu
+    except ImportError as error:
+        raise MissingDependencyError(
+            "WebGPU in CPython needs wgpu", hint="pip install 'fanlight[webgpu]'"
+        ) from error
+    return wgpu
+
+
+def _adapter(name: str | None) -> Any:
+    wgpu = _wgpu()
+    if name is None:
+        with _device_errors("there is no WebGPU adapter"):
+            return wgpu.gpu.request_adapter_sync(power_preference="high-performance")
+    found = wgpu.gpu.enumerate_adapters_sync()
+    for adapter in found:
+        if name.lower() in f"{_name(adapter)} {adapter.info['backend_type']}".lower():
+            return adapter
+    raise DeviceError("no such adapter", got=name, wanted=[_name(a) for a in found])
+
+
+def _name(adapter: Any) -> str:
+    return str(adapter.info["device"]) or "unnamed adapter"
+
+
+def _features(adapter: Any) -> set[str]:
+    """Names as the plan spells them; wgpu-native says ``subgroup``."""
+    return {"subgroups" if f == "subgroup" else f for f in adapter.features}
+
+
+def _silent(progress: Progress) -> None:
+    pass
+
+
+@contextmanager
+def _device_errors(what: str) -> Iterator[None]:
+    """wgpu's own errors (validation, out of memory, device lost) become DeviceError."""
+    wgpu = _wgpu()
+    try:
+        yield
+    except FanlightError:
+        raise
+    except (wgpu.GPUError, RuntimeError) as error:
+        raise DeviceError(what, got=str(error).strip()) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    pipeline: int
+    group: Any
+
+
+class GpuSession:
+    """See ``runtime/session.py``. Made by :func:`load`."""
+
+    def __init__(self, plan: Plan, device: Any, adapter: str) -> None:
+        self.plan, self._device = plan, device
+        self._queue = device.queue
+        self._flags = _wgpu().BufferUsage
+        self.info = SessionInfo("webgpu", adapter, plan.resident_bytes())
+        self._host = [d.dim for d in plan.dims if d.dim.kind == "host"]
+        self._values = {d.name: d.max for d in self._host}
+        self._bytes = {b.name: shapes.evaluate(b.bytes, {}) for b in plan.buffers}
+        self._kinds = {b.name: b.kind for b in plan.buffers}
+        self._buffers: dict[str, Any] = {}
+        self._uniform: Any = None
+        self._stale = True  # the uniform holds other values
+        self._pipelines: list[Any] = []
+        self._prepared: dict[int, _Prepared] = {}  # by id of the step
+        self._encoder: Any = None
+        self._pass: Any = None
+        self._set = -1  # pipeline that is set in the pass
+        self._in_flight: list[Any] = []
+        self._spare: list[Any] = []  # buffers to read back through
+        self._lock = asyncio.Lock()
+        self._disposed = False
+
+    # --- loading
+
+    async def _load(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
+        with _device_errors("the GPU could not hold the plan's buffers"):
+            self._allocate()
+        started = time.perf_counter()
+        layouts = [self._make_pipeline(k) for k in self.plan.kernels]
+        progress(Progress("compile", len(layouts), len(layouts)))
+        self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
+        with _device_errors("the plan's bindings were refused"):
+            self._prepare(layouts)
+        started = time.perf_counter()
+        with _device_errors("the weights could not be written"):
+            await self._upload(files, progress)
+        self.info.upload_ms = (time.perf_counter() - started) * 1e3
+        if "load" in self.plan.programs:
+            await self.run("load")
+
+    def _allocate(self) -> None:
+        u = self._flags
+        usage = u.STORAGE | u.COPY_SRC | u.COPY_DST
+        most = self._device.limits["max-storage-buffer-binding-size"]
+        for name, size in self._bytes.items():
+            if size > most:
+                raise PlanError(
+                    "a buffer is larger than this device binds",
+                    where=f"buffer {name}",
+                    got=size,
+                    wanted=f"at most {most}",
+                    hint="Compile for this device.",
+                )
+            whole = max(16, -(-size // 4) * 4)
+            self._buffers[name] = self._device.create_buffer(label=name, size=whole, usage=usage)
+        size = max(16, -(-len(self._host) // 4) * 16)
+        self._uniform = self._device.create_buffer(
+            label="dims", size=size, usage=u.UNIFORM | u.COPY_DST | u.COPY_SRC
+        )
+
+    def _make_pipeline(self, kernel: Kernel) -> Any:
+        """Makes the pipeline of ``kernel`` and returns the layout of its bindings."""
+        code = "".join(_ENABLES.get(f, "") for f in kernel.features) + kernel.code
+        types = ["read-only-storage" if a == "read" else "storage" for a in kernel.access]
+        types += ["uniform"] if kernel.dims else []
+        wgpu = _wgpu()
+        try:
+            layout = self._device.create_bind_group_layout(
+                entries=[
+                    {"binding": i, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": t}}
+                    for i, t in enumerate(types)
+                ]
+            )
+            module = self._device.create_shader_module(label=kernel.name, code=code)
+            pipeline = self._device.create_compute_pipeline(
+                label=kernel.name,
+                layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),
+                compute={"module": module, "entry_point": "main"},
+            )
+        except (wgpu.GPUError, RuntimeError) as error:
+            raise PlanError(
+                "the kernel does not compile",
+                where=f"kernel {kernel.name}",
+                got=str(error).strip(),
+            ) from error
+        self._pipelines.append(pipeline)
+        return layout
+
+    def _prepare(self, layouts: list[Any]) -> None:
+        """Bind groups of all dispatches, equal ones once."""
+        groups: dict[tuple[object, ...], Any] = {}
+        lists = [*self.plan.programs.values(), *(w.steps for w in self.plan.weights)]
+        for step in (s for steps in lists for s in steps_of(steps)):
+            if not isinstance(step, Dispatch):
+                continue
+            kernel = self.plan.kernels[step.kernel]
+            key = (step.kernel, step.buffers)
+            if key not in groups:
+                resources = [self._buffers[name] for name in step.buffers]
+                resources += [self._uniform] if kernel.dims else []
+                groups[key] = self._device.create_bind_group(
+                    layout=layouts[step.kernel],
+                    entries=[
+                        {"binding": i, "resource": {"buffer": b, "offset": 0, "size": b.size}}
+                        for i, b in enumerate(resources)
+                    ],
+                )
+            self._prepared[id(step)] = _Prepared(step.kernel, groups[key])
+
+    async def _upload(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
+        total, done, unsent = total_bytes(self.plan), 0, 0
+        staging = self._bytes.get(STAGING, 0)
+
+        def limit(weight: Weight) -> int:
+            return staging if weight.steps else max(_CHUNK, weight.unit)
+
+        async for chunk in weight_chunks(self.plan, files, limit):
+            weight = chunk.weight
+            if weight.steps:
+                self._write(STAGING, 0, chunk.data)
+                for name, value in zip(LOAD_DIMS, (chunk.first, chunk.count)):
+                    self._set_dim(name, value)
+                await self._play(weight.steps)
+                self._submit()
+            else:
+                self._write(weight.buffer, chunk.first * weight.unit, chunk.data)
+            done += len(chunk.data)
+            unsent += len(chunk.data)
+            progress(Progress("load", done, total))
+            if unsent >= _WINDOW:
+                await self._idle()
+                unsent = 0
+        await self._idle()
+
+    # --- the session's calls
+
+    async def run(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
+        """See ``Session.run``. Returns when the work is submitted and at most one submit is unfinished."""
+        async with self._turn():
+            steps = self._begin(program, feeds or {}, dims or {})
+            await self._play(steps)
+            await self._room(_IN_FLIGHT - 1)
+            self._submit()
+
+    async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
+        """See ``Session.read``."""
+        async with self._turn():
+            return await self._take(*self._start_read(buffer, offset, length))
+
+    async def repeat(
+        self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
+    ) -> AsyncIterator[bytes]:
+        """See ``Session.repeat``. Other calls may come between two of its runs."""
+        behind: list[tuple[Any, Any, int]] = []
+        try:
+            for _ in range(times):
+                async with self._turn():
+                    await self._play(self._begin(program, {}, dims or {}))
+                    behind.append(self._start_read(read, 0, None))
+                if len(behind) == _IN_FLIGHT:
+                    async with self._turn():
+                        data = await self._take(*behind.pop(0))
+                    yield data
+            while behind:
+                async with self._turn():
+                    data = await self._take(*behind.pop(0))
+                yield data
+        finally:
+            for entry in behind:
+                if not self._disposed:
+                    await self._take(*entry)
+
+    async def dispose(self) -> None:
+        """See ``Session.dispose``."""
+        if self._disposed:
+            return
+        self._disposed = True
+        self._pass = self._encoder = None
+        for buffer in (*self._buffers.values(), *self._spare, self._uniform):
+            if buffer is not None:
+                buffer.destroy()
+        self._buffers.clear()
+        self._prepared.clear()
+        self._pipelines.clear()
+        self._device.destroy()
+
+    def _turn(self) -> _Turn:
+        return _Turn(self)
+
+    def _begin(
+        self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
+    ) -> tuple[Step, ...]:
+        """Checks everything, then applies it."""
+        steps = self.plan.programs.get(program)
+        if steps is None:
+            raise PlanError("no such program", got=program, wanted=sorted(self.plan.programs))
+        for name, value in dims.items():
+            self._check_dim(name, value)
+        for name, data in feeds.items():
+            if self._kinds.get(name) not in ("input", "state"):
+                wanted = sorted(n for n, k in self._kinds.items() if k in ("input", "state"))
+                raise PlanError("not an input or a state", got=name, wanted=wanted)
+            if len(data) > self._bytes[name]:
+                where = f"buffer {name}"
+                raise PlanError("too many bytes", where=where, got=len(data), wanted=self._bytes[name])
+        for name, value in dims.items():
+            self._set_dim(name, value)
+        for name, data in feeds.items():
+            self._write(name, 0, data)
+        return steps
+
+    def _check_dim(self, name: str, value: int) -> None:
+        dim = next((d for d in self._host if d.name == name), None)
+        if dim is None or name in LOAD_DIMS:
+            wanted = [d.name for d in self._host if d.name not in LOAD_DIMS]
+            raise PlanError("no such host dim", got=name, wanted=wanted)
+        if not 0 <= value <= dim.max:
+            raise PlanError(
+                "a dim outside its range", where=f"dim {name}", got=value, wanted=f"0 to {dim.max}"
+            )
+
+    # --- the steps
+
+    async def _play(self, steps: tuple[Step, ...]) -> None:
+        for step in steps:
+            match step:
+                case Dispatch():
+                    self._dispatch(step)
+                case Copy():
+                    self._copy(step)
+                case Read():
+                    data = await self._take(*self._start_read(step.buffer, step.offset, 4))
+                    (value,) = struct.unpack("<i", data)
+                    self._check_dim(step.dim, value)
+                    self._set_dim(step.dim, value)
+                case Branch():
+                    holds = _COMPARE[step.compare](self._size(step.a), self._size(step.b))
+                    await self._play(step.then if holds else step.otherwise)
+                case Loop():
+                    for _ in range(self._size(step.count)):
+                        await self._play(step.body)
+                case Call():
+                    await self._play(self.plan.programs[step.program])
+
+    def _dispatch(self, step: Dispatch) -> None:
+        x, y, z = (self._size(g) for g in step.grid)
+        if min(x, y, z) <= 0:
+            return
+        prepared = self._prepared[id(step)]
+        if self._pass is None:
+            self._pass = self._commands().begin_compute_pass()
+            self._set = -1
+        if self._set != prepared.pipeline:
+            self._pass.set_pipeline(self._pipelines[prepared.pipeline])
+            self._set = prepared.pipeline
+        self._pass.set_bind_group(0, prepared.group)
+        self._pass.dispatch_workgroups(x, y, z)
+
+    def _copy(self, step: Copy) -> None:
+        size = self._size(step.bytes)
+        if size <= 0:
+            return
+        self._end_pass()
+        self._commands().copy_buffer_to_buffer(
+            self._buffers[step.source],
+            self._size(step.source_offset),
+            self._buffers[step.target],
+            self._size(step.target_offset),
+            size,
+        )
+
+    def _size(self, size: Size) -> int:
+        return size if isinstance(size, int) else shapes.evaluate(size, self._values)
+
+    # --- the queue
+
+    def _commands(self) -> Any:
+        if self._encoder is None:
+            if self._stale:
+                values = [self._values[d.name] for d in self._host]
+                values += [0] * (-len(values) % 4)
+                if values:
+                    self._queue.write_buffer(
+                        self._uniform, 0, struct.pack(f"<{len(values)}I", *values)
+                    )
+                self._stale = False
+            self._encoder = self._device.create_command_encoder()
+        return self._encoder
+
+    def _set_dim(self, name: str, value: int) -> None:
+        """What is encoded so far is submitted with the old value first."""
+        if name in self._values and self._values[name] != value:
+            self._submit()
+            self._values[name] = value
+            self._stale = True
+
+    def _end_pass(self) -> None:
+        if self._pass is not None:
+            self._pass.end()
+            self._pass = None
+
+    def _submit(self) -> None:
+        """Submits what is encoded, with a word to read back that tells when it is done (wgpu 0.32 can't say
+        it otherwise: ``on_submitted_work_done_async`` raises TypeError)."""
+        if self._encoder is not None:
+            fence = self._spare_of(4)
+            self._end_pass()
+            self._encoder.copy_buffer_to_buffer(self._uniform, 0, fence, 0, 4)
+            self._finish()
+            self._in_flight.append((fence, fence.map_async(_wgpu().MapMode.READ, 0, 4), 4))
+
+    def _finish(self) -> None:
+        self._end_pass()
+        commands = self._encoder.finish()
+        self._encoder = None
+        self._queue.submit([commands])
+
+    async def _room(self, most: int) -> None:
+        """Waits until at most ``most`` submits are unfinished."""
+        while len(self._in_flight) > most:
+            await self._take(*self._in_flight.pop(0))
+
+    async def _idle(self) -> None:
+        self._commands()  # an empty submit takes the writes
+        self._submit()
+        await self._room(0)
+
+    def _write(self, name: str, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """In order with what is encoded; padded to 4 bytes."""
+        if not len(data):
+            return
+        if offset + len(data) > self._bytes[name]:
+            got = offset + len(data)
+            raise PlanError("too many bytes", where=f"buffer {name}", got=got, wanted=self._bytes[name])
+        self._submit()
+        if len(data) % 4:
+            data = bytes(data) + b"\0" * (-len(data) % 4)
+        self._queue.write_buffer(self._buffers[name], offset, data)
+
+    def _start_read(
+        self, name: str, offset: int, length: int | None
+    ) -> tuple[Any, Any, int]:
+        """Submits what is encoded and a copy of the bytes. Returns buffer, promise and length."""
+        if name not in self._buffers:
+            raise PlanError("no such buffer", got=name)
+        whole = self._bytes[name]
+        wanted = whole - offset if length is None else length
+        if offset % 4 or offset < 0 or wanted < 0 or offset + wanted > whole or (length or 0) % 4:
+            raise PlanError(
+                "read outside the buffer, or not at a multiple of 4",
+                where=f"buffer {name}",
+                got=f"{offset}, {length}",
+                wanted=f"within {whole} bytes",
+            )
+        size = max(4, -(-wanted // 4) * 4)
+        back = self._spare_of(size)
+        self._end_pass()
+        self._commands().copy_buffer_to_buffer(self._buffers[name], offset, back, 0, size)
+        self._finish()
+        return back, back.map_async(_wgpu().MapMode.READ, 0, size), wanted
+
+    def _spare_of(self, size: int) -> Any:
+        """A buffer to read back through, of at least ``size`` bytes; kept for the next time."""
+        for i, buffer in enumerate(self._spare):
+            if buffer.size >= size:
+                return self._spare.pop(i)
+        u = self._flags
+        return self._device.create_buffer(size=max(size, 256), usage=u.MAP_READ | u.COPY_DST)
+
+    async def _take(self, back: Any, promise: Any, length: int) -> bytes:
+        await promise
+        data = bytes(back.read_mapped(0, max(4, -(-length // 4) * 4)))[:length]
+        back.unmap()
+        self._spare.append(back)
+        return data
+
+
+class _Turn:
+    """One call at a time; wgpu's errors are turned into ours, and what was half encoded is dropped."""
+
+    def __init__(self, session: GpuSession) -> None:
+        self.session = session
+        self.errors = _device_errors("the GPU refused the work")
+
+    async def __aenter__(self) -> None:
+        await self.session._lock.acquire()
+        if self.session._disposed:
+            self.session._lock.release()
+            raise AbortedError("the session was disposed")
+        self.errors.__enter__()
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool | None:
+        session = self.session
+        if error is not None:
+            session._pass = session._encoder = None
+        session._lock.release()
+        return self.errors.__exit__(kind, error, trace)
