@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fanlight.errors import DeviceError, InputError
+from fanlight.errors import DeviceError, InputError, MissingDependencyError
 from fanlight.plan import Plan
 from fanlight.runtime.session import File, ProgressCallback, Session
 
@@ -62,13 +62,29 @@ async def choose(device: str = "auto", *, relaxed_simd: bool = False) -> Backend
         return _Wasm(relaxed_simd)
     from fanlight.runtime import gpu
 
-    if wanted == "webgpu":
-        return _Gpu(gpu.probe())
     try:
-        info = gpu.probe()
-    except (DeviceError, ImportError):
+        found = gpu.probe()
+    except (DeviceError, MissingDependencyError):
+        if wanted == "webgpu":
+            raise
         return _Wasm(relaxed_simd)
-    return _Wasm(relaxed_simd) if info.fallback else _Gpu(info)
+    if wanted == "auto" and found.fallback:
+        return _Wasm(relaxed_simd)
+    return _Gpu(BackendInfo("webgpu", found.features, found.max_binding, found.adapter))
+
+
+class _Gpu:
+    """wgpu, on its own choice of adapter."""
+
+    def __init__(self, info: BackendInfo) -> None:
+        self.info = info
+
+    async def load(
+        self, plan: Plan, files: Mapping[str, File], progress: ProgressCallback | None = None
+    ) -> Session:
+        from fanlight.runtime import gpu
+
+        return await gpu.load(plan, files, progress=progress)
 
 
 class _Wasm:
