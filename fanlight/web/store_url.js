@@ -3,7 +3,7 @@
 
 import { AbortedError, StoreError } from './errors.js';
 import { Download } from './download.js';
-import { Direct, changed, get, next, pause } from './network.js';
+import { Direct, changed, get, pause } from './network.js';
 import { CHUNK, Shelf, canKeep, checkSpan, newIndex, parts } from './store_cache.js';
 
 /** @typedef {import('./store_cache.js').Index} Index */

@@ -1,4 +1,4 @@
-"""Fixtures for tests that need Chromium: an origin, a persistent profile, a page with an executor."""
+"""Fixtures for tests in Chromium: an origin, a persistent profile, a page with an executor."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def playwright() -> Iterator[Playwright]:
 def context(
     playwright: Playwright, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BrowserContext]:
-    """One browser for all tests here; a persistent profile, as incognito ones have a small quota."""
+    """One browser for all tests; a persistent profile, as incognito ones have a small quota."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if program is None:
         pytest.skip("no Chromium here")

@@ -1,4 +1,4 @@
-"""A small origin for browser tests: the package's JavaScript, an empty page, and files that misbehave.
+"""A small origin for browser tests: the package's JavaScript, an empty page, and naughty files.
 
 It is not fanlight's server: it cuts connections, forgets Range, changes files, counts every byte.
 """
@@ -19,7 +19,7 @@ BLOCK = 1 << 16
 
 @dataclass
 class Served:
-    """A file of the origin. ``cuts``: the connection breaks after so many bytes, once for each entry.
+    """A file of the origin. ``cuts``: the connection breaks after so many bytes, once for each.
     ``pause`` is waited for at byte ``pause_at``; before the headers where that is negative."""
 
     data: bytes
@@ -46,7 +46,7 @@ class Origin:
             def do_GET(self) -> None:
                 origin.answer(self)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *_: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

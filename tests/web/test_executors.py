@@ -1,9 +1,10 @@
-"""Small plans of our own on gpu.js and wasm.js: every kind of step, weights, abort, and what fails."""
+"""Small plans of our own on gpu.js and wasm.js: steps, weights, abort, and what fails."""
 
 from __future__ import annotations
 
 import base64
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import wasmtime
 from playwright.sync_api import Page
 
 from fanlight.plan import (
+    Access,
     Branch,
     Buffer,
     Call,
@@ -53,13 +55,15 @@ REPACK = """
 @group(0) @binding(2) var<uniform> dims: vec4<u32>;
 fn half_word(i: u32) -> u32 { return (staging[i / 2u] >> (16u * (i % 2u))) & 0xffffu; }
 @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if (id.x < dims.w) { out[dims.z + id.x] = half_word(id.x * 3u + 1u) | (half_word(id.x * 3u + 2u) << 16u); }
+  let at = id.x * 3u;
+  if (id.x >= dims.w) { return; }
+  out[dims.z + id.x] = half_word(at + 1u) | (half_word(at + 2u) << 16u);
 }"""
 COUNTER = """
 @group(0) @binding(0) var<storage, read_write> counter: array<u32>;
 @compute @workgroup_size(1) fn main() { counter[0] += 1u; }"""
 
-RW = "read_write"
+RW: Access = "read_write"
 UNIT_COUNT = 100_000
 ADD_STEP = Dispatch(0, ("constant", "sum"), (ceildiv(N, 8), 1, 1))
 
@@ -118,19 +122,23 @@ def gpu_plan(**changes: Any) -> Plan:
 # The same programs; `all` walks its steps by hand.
 MODULE = """(module
   (import "env" "memory" (memory 1 65536 %(shared)s))
-  (func $dim (param i32) (result i32) (i32.load (i32.add (i32.const 64) (i32.shl (local.get 0) (i32.const 2)))))
-  (func $at (param i32) (result i32) (i32.load (i32.add (i32.const 128) (i32.shl (local.get 0) (i32.const 2)))))
+  (func $x4 (param i32) (result i32) (i32.shl (local.get 0) (i32.const 2)))
+  (func $dim (param i32) (result i32) (i32.load offset=64 (call $x4 (local.get 0))))
+  (func $at (param i32) (result i32) (i32.load offset=128 (call $x4 (local.get 0))))
   (func $add (local $i i32) (local $p i32)
     (loop $next (if (i32.lt_u (local.get $i) (call $dim (i32.const 0))) (then
       (local.set $p (i32.add (call $at (i32.const 3)) (i32.shl (local.get $i) (i32.const 2))))
       (i32.store (local.get $p) (i32.add (i32.load (local.get $p))
         (i32.load (i32.add (call $at (i32.const 1)) (i32.shl (local.get $i) (i32.const 2))))))
       (local.set $i (i32.add (local.get $i) (i32.const 1))) (br $next)))))
-  (func $tick (i32.store (call $at (i32.const 5)) (i32.add (i32.const 1) (i32.load (call $at (i32.const 5))))))
-  (func $repack (local $i i32)
+  (func $tick (local $p i32) (local.set $p (call $at (i32.const 5)))
+    (i32.store (local.get $p) (i32.add (i32.const 1) (i32.load (local.get $p)))))
+  (func $repack (local $i i32) (local $to i32) (local $from i32)
     (loop $next (if (i32.lt_u (local.get $i) (call $dim (i32.const 3))) (then
-      (i32.store (i32.add (call $at (i32.const 2)) (i32.shl (i32.add (call $dim (i32.const 2)) (local.get $i)) (i32.const 2)))
-        (i32.load offset=2 align=1 (i32.add (call $at (i32.const 0)) (i32.mul (local.get $i) (i32.const 6)))))
+      (local.set $to (call $x4 (i32.add (call $dim (i32.const 2)) (local.get $i))))
+      (local.set $from (i32.mul (local.get $i) (i32.const 6)))
+      (i32.store (i32.add (call $at (i32.const 2)) (local.get $to))
+        (i32.load offset=2 align=1 (i32.add (call $at (i32.const 0)) (local.get $from))))
       (local.set $i (i32.add (local.get $i) (i32.const 1))) (br $next)))))
   (func $share (param $tid i32)
     (i32.store (i32.add (call $at (i32.const 4)) (i32.shl (local.get $tid) (i32.const 2)))
@@ -171,12 +179,14 @@ def wasm_plan(threads: bool) -> Plan:
         "threads": THREADS if threads else "",
     }
     gpu = gpu_plan()
-    module = WasmModule(1, threads, 256, 64, 128, ("load", "add", "tick", "load/1", "share", "trap"))
+    module = WasmModule(
+        1, threads, 256, 64, 128, ("load", "add", "tick", "load/1", "share", "trap")
+    )
     return gpu_plan(
         target="wasm",
         kernels=tuple(Kernel(k.name) for k in gpu.kernels),
         segments=(*gpu.segments, bytes(wasmtime.wat2wasm(text))),
-        programs=gpu.programs | {"share": (), "trap": ()},
+        programs={**gpu.programs, "share": (), "trap": ()},
         wasm=module,
     )
 
@@ -184,8 +194,8 @@ def wasm_plan(threads: bool) -> Plan:
 LOAD = """async ({plan, url, threads}) => {
   window.file = await executor.request('open', { source: url });
   const { buffer } = bytes(plan);
-  const begin = { files: { model: file.file }, options: { threads } };
-  window.session = await executor.request('load', { plan: buffer, ...begin }, { transfer: [buffer] });
+  const fields = { plan: buffer, files: { model: file.file }, options: { threads } };
+  window.session = await executor.request('load', fields, { transfer: [buffer] });
   window.run = (program, feeds, dims) =>
     executor.request('run', { session: session.session, program, feeds, dims });
   window.readBuffer = async (buffer, offset, length) =>
@@ -221,9 +231,7 @@ def words(page: Page, buffer: str, *span: int) -> list[int]:
 
 
 def run(page: Page, program: str, dims: dict[str, int] | None = None) -> Any:
-    return page.evaluate(
-        "([p, d]) => outcome(run(p, undefined, d))", [program, dims or {}]
-    )
+    return page.evaluate("([p, d]) => outcome(run(p, undefined, d))", [program, dims or {}])
 
 
 def check_weights_add_and_feeds(page: Page) -> None:
@@ -244,7 +252,11 @@ def check_wrong_arguments(page: Page) -> None:
     ]:
         error = run(page, program, dims)
         assert error["code"] == "PlanError" and name in error["message"]
-    for feeds in ["{ constant: new Uint8Array(4) }", "{ sum: new Uint8Array(257) }", "{ no: new Uint8Array(1) }"]:
+    for feeds in [
+        "{ constant: new Uint8Array(4) }",
+        "{ sum: new Uint8Array(257) }",
+        "{ no: new Uint8Array(1) }",
+    ]:
         error = page.evaluate(f"() => outcome(run('add', {feeds}, {{}}))")
         assert error["code"] == "PlanError"
     error = page.evaluate("() => outcome(readBuffer('sum', 2, 4))")
@@ -319,7 +331,11 @@ def test_threads_need_isolation(plain_page: Page, origin: Origin) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "words_in_it"),
     [
-        ({"kernels": (Kernel("add", "fn main( {", ("read", RW), True),)}, "PlanError", "kernel add"),
+        (
+            {"kernels": (Kernel("add", "fn main( {", ("read", RW), True),)},
+            "PlanError",
+            "kernel add",
+        ),
         ({"features": ("no-such-feature",)}, "PlanError", "no-such-feature"),
         ({"buffers": (Buffer("b", "state", 1 << 40),)}, "PlanError", "buffer b"),
         ({"weights": (Weight("w", FileSource("other", 0, 4), 4, "sum"),)}, "PlanError", "other"),
@@ -356,8 +372,6 @@ def test_lost_device(page: Page, origin: Origin) -> None:
 
 def test_too_much_memory_for_wasm(page: Page, origin: Origin) -> None:
     plan = wasm_plan(False)
-    from dataclasses import replace
-
     huge = replace(plan, buffers=(*plan.buffers, Buffer("huge", "state", 5 << 30)))
     with pytest.raises(Exception, match=r"4 GB.*536\d+"):
         load(page, origin, huge)

@@ -1,4 +1,4 @@
-"""The store in Chromium: what is downloaded, what is kept, and what a visitor is told when it fails."""
+"""The store in Chromium: what is downloaded, what is kept, what a visitor is told."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ CHUNK = 4 * MB
 
 OPEN = """async ({url, offset, length}) => {
   const events = [];
-  const file = await executor.request('open', { source: url }, { onProgress: (e) => events.push(e) });
+  const onProgress = (event) => events.push(event);
+  const file = await executor.request('open', { source: url }, { onProgress });
   window.file = file.file;
   const part = length ? await executor.request('read', { file: file.file, offset, length }) : [];
-  const stats = await executor.request('wait', { file: file.file }, { onProgress: (e) => events.push(e) });
+  const stats = await executor.request('wait', { file: file.file }, { onProgress });
   return { ...file, part: hex(part), stats, events };
 }"""
 
@@ -120,9 +121,7 @@ def test_lost_network_says_what_is_kept(page: Page, served: tuple[str, Served]) 
     assert error["code"] == "StoreError" and "Kept 4 MB; reload to resume" in error["message"]
 
 
-def test_server_without_range(
-    page: Page, served: tuple[str, Served]
-) -> None:
+def test_server_without_range(page: Page, served: tuple[str, Served]) -> None:
     url, file = served
     file.ranges, file.cuts = False, [5 * MB]
     seen = visit(page, url, 9 * MB, 4)
@@ -147,7 +146,9 @@ def test_changed_file_starts_afresh(
 def test_file_that_changes_meanwhile(page: Page, served: tuple[str, Served]) -> None:
     url, file = served
     file.pause, file.pause_at, file.cuts = threading.Event(), 5 * MB, [6 * MB]
-    page.evaluate("async (url) => { window.f = await executor.request('open', { source: url }); }", url)
+    page.evaluate(
+        "async (url) => { window.f = await executor.request('open', { source: url }); }", url
+    )
     file.data, file.etag = content(9 * MB, seed=2), '"2"'
     file.pause.set()
     error = page.evaluate("() => outcome(executor.request('wait', { file: f.file }))")
@@ -201,7 +202,8 @@ def test_abort_of_a_waiting_open(page: Page, served: tuple[str, Served]) -> None
     error = page.evaluate(
         """async (url) => {
           const control = new AbortController();
-          const opened = outcome(executor.request('open', { source: url }, { signal: control.signal }));
+          const { signal } = control;
+          const opened = outcome(executor.request('open', { source: url }, { signal }));
           setTimeout(() => control.abort(), 300);
           return opened;
         }""",
@@ -216,8 +218,11 @@ def test_two_tabs_download_once(
 ) -> None:
     url, file = served
     file.pause, file.pause_at = threading.Event(), 5 * MB
-    begin = "async (url) => { window.f = await executor.request('open', { source: url }); return f.size; }"
-    read = """async () => hex(await executor.request('read', { file: f.file, offset: 100, length: 8 }))"""
+    begin = """async (url) => {
+      window.f = await executor.request('open', { source: url });
+      return f.size;
+    }"""
+    read = "async () => hex(await executor.request('read', { ...f, offset: 100, length: 8 }))"
     assert page.evaluate(begin, url) == len(file.data)
     other = start(context, f"{origin.base}/page")
     timer = threading.Timer(1.0, file.pause.set)
@@ -234,7 +239,8 @@ def test_blob(page: Page) -> None:
         """async () => {
           const source = new File([Uint8Array.of(1, 2, 3, 4, 5)], 'x.gguf');
           const file = await executor.request('open', { source });
-          return [file.size, file.name, hex(await executor.request('read', { file: file.file, offset: 1, length: 3 }))];
+          const part = await executor.request('read', { ...file, offset: 1, length: 3 });
+          return [file.size, file.name, hex(part)];
         }"""
     )
     assert seen == [5, "x.gguf", "020304"]
@@ -273,3 +279,4 @@ def test_remove(page: Page, served: tuple[str, Served]) -> None:
     assert entry["complete"] and entry["chunks"] == 3
     page.evaluate("(url) => executor.request('remove', { url })", url)
     assert all(e["url"] != url for e in page.evaluate("() => executor.request('list')"))
+
