@@ -27,18 +27,17 @@ def rule(
     rows, heads, depth = q.shape
     groups = k.shape[1]
     assert isinstance(heads, int) and isinstance(depth, int) and isinstance(groups, int)
-    if k.dtype.name not in _CACHES or v.dtype is not k.dtype or depth % 4 or depth > 256:
+    if k.dtype.name not in _CACHES or v.dtype.name not in _CACHES or depth % 4 or depth > 256:
         got = f"{k.dtype} and {v.dtype}, {depth} elements a head"
         raise UnsupportedError("no attention over such a cache", where="attention", got=got)
     start: Size = attrs["start"]
     threads = 256 if maximum(rows) == 1 else 64
     threads = max(threads, 1 << (depth // 4 - 1).bit_length())
-    code = _text(k, threads, rows, heads, groups, depth, start, attrs["scale"])
-    cache = blocks.bindings(k.dtype)
+    code = _text(k, v, threads, rows, heads, groups, depth, start, attrs["scale"])
     bindings = (
         Binding("array<vec4<f32>>", "read"),
-        *cache,
-        *cache,
+        *blocks.bindings(k.dtype),
+        *blocks.bindings(v.dtype),
         Binding("array<vec4<f32>>", "read_write"),
     )
     kernel = text.kernel(f"attention_{k.dtype}", code, bindings, (rows, start, k.shape[0]))
@@ -48,6 +47,7 @@ def rule(
 
 def _text(
     k: Operand,
+    v: Operand,
     threads: int,
     rows: Size,
     heads: int,
@@ -60,7 +60,7 @@ def _text(
     quads = depth // 4
     teams = threads // quads
     read = blocks.reader(k.dtype, "k", 1, f"{quads}u")
-    read += blocks.reader(k.dtype, "v", 2, f"{quads}u")
+    read += blocks.reader(v.dtype, "v", 2, f"{quads}u")
     body = f"""  let head = {text.GROUP} % {heads}u;
   let t = {text.GROUP} / {heads}u;
   if (t >= {text.size_u32(rows)}) {{ return; }}

@@ -1,7 +1,8 @@
-"""Rows of a stored table [N, ...] by i32 ids → f32 [..., ...] (or the table's own 32-bit integers).
+"""Rows of a stored table [N, ...] by i32 ids → [*ids, ...]: f32, or the table's own integers.
 
 One invocation writes four elements. A table in several parts takes one dispatch for each, which writes
-the rows that it has. Ids outside the table are clamped into it.
+the rows that it has. Plain tables whose rows are no multiple of 4 take the loop form. Ids outside the
+table are clamped into it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fanlight.codegen.wgsl import blocks, text
+from fanlight.codegen.wgsl import loops as wgsl_loops
 from fanlight.errors import UnsupportedError
+from fanlight.kernels import loops
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
-from fanlight.kernels.target import Context, Operand
+from fanlight.kernels.loops import apply, extent, integer
+from fanlight.kernels.target import Context, Operand, Part
 from fanlight.shapes import Size, binary, ceildiv, product
 
 THREADS = 64
@@ -21,46 +25,42 @@ THREADS = 64
 def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """One launch for each part of the table. Raises UnsupportedError for narrow integers."""
+    """One launch for each part of the table. Raises UnsupportedError for a plain table in several parts
+    whose rows are no multiple of 4, and for dtypes that neither form reads."""
     table, ids = inputs
     width = product(table.shape[1:])
-    plain = table.dtype.name in ("f32", "i32", "u32")
-    aligned = isinstance(width, int) and width % 4 == 0
-    if not plain and not (aligned and table.dtype.name in blocks.ROWS):
-        raise UnsupportedError(
-            "no gather from such a table", where="gather", got=f"{table.dtype}, rows of {width}"
-        )
-    whole = aligned and table.dtype.name in blocks.ROWS
-    items = binary("//", width, 4) if whole else width
-    launches: list[Launch] = []
-    for part in table.parts:
-        if whole:
-            bindings = blocks.bindings(table.dtype)
-            read = blocks.reader(table.dtype, "table", 1, text.size_u32(items))
-            value, kind = "table_quad(row, item)", "array<vec4<f32>>"
-        else:
-            bindings = (Binding("array<u32>", "read"),)
-            read, value, kind = "", f"b1[row * {text.size_u32(items)} + item]", "array<u32>"
-        out = 1 + len(bindings)
-        body = _body(table.shape[0], ids, items, part.first, part.rows, f"b{out}[at] = {value};")
-        kernel = text.kernel(
-            f"gather_{table.dtype}",
-            read + text.entry(THREADS, body),
-            (Binding("array<i32>", "read"), *bindings, Binding(kind, "read_write")),
-            (table.shape[0], product(ids.shape), items, part.rows),
-        )
-        total = binary("*", product(ids.shape), items)
-        grid = text.fold_grid(ceildiv(total, THREADS))
-        launches.append(WgslLaunch(kernel, (ids.buffer, *part.buffers, output.buffer), grid))
-    return launches
+    if isinstance(width, int) and width % 4 == 0 and table.dtype.name in blocks.ROWS:
+        return [_quads(table, part, ids, output, width // 4) for part in table.parts]
+    if table.dtype.name not in loops.SCALAR or len(table.parts) != 1:
+        got = f"{table.dtype}, rows of {width}, {len(table.parts)} parts"
+        raise UnsupportedError("no gather from such a table", where="gather", got=got)
+    return [_loop(table, ids, output, width)]
 
 
-def _body(n: Size, ids: Operand, items: Size, first: int, rows: Size, store: str) -> str:
-    return f"""  let at = {text.GROUP} * {THREADS}u + lane;
-  let items = {text.size_u32(items)};
-  if (at >= {text.size_u32(product(ids.shape))} * items) {{ return; }}
-  let item = at % items;
-  let id = u32(clamp(b0[at / items], 0, {text.size_i32(n)} - 1));
-  if (id < {first}u || id - {first}u >= {text.size_u32(rows)}) {{ return; }}
-  let row = id - {first}u;
-  {store}"""
+def _loop(table: Operand, ids: Operand, output: Operand, width: Size) -> Launch:
+    last = apply("sub", extent(table.shape[0]), integer(1))
+    id_ = loops.Load(0, loops.Axis(0), "i32")
+    row = apply("max", apply("min", id_, last), integer(0))
+    at = apply("add", apply("mul", row, extent(width)), loops.Axis(1) if width != 1 else integer(0))
+    value = loops.Load(1, at, loops.SCALAR[table.dtype.name])
+    shape = (product(ids.shape), width)
+    kernel = loops.LoopKernel("gather", shape, (ids.dtype, table.dtype), output.dtype, value)
+    return wgsl_loops.launch(kernel, (ids.buffer, table.buffer, output.buffer))
+
+
+def _quads(table: Operand, part: Part, ids: Operand, output: Operand, quads: int) -> Launch:
+    """``quads``: groups of four elements in a row."""
+    planes = blocks.bindings(table.dtype)
+    body = f"""  let at = {text.GROUP} * {THREADS}u + lane;
+  if (at >= {text.size_u32(product(ids.shape))} * {quads}u) {{ return; }}
+  let id = u32(clamp(b0[at / {quads}u], 0, {text.size_i32(table.shape[0])} - 1));
+  if (id < {part.first}u || id - {part.first}u >= {text.size_u32(part.rows)}) {{ return; }}
+  b{1 + len(planes)}[at] = table_quad(id - {part.first}u, at % {quads}u);"""
+    kernel = text.kernel(
+        f"gather_{table.dtype}",
+        blocks.reader(table.dtype, "table", 1, f"{quads}u") + text.entry(THREADS, body),
+        (Binding("array<i32>", "read"), *planes, Binding("array<vec4<f32>>", "read_write")),
+        (table.shape[0], product(ids.shape), part.rows),
+    )
+    grid = text.fold_grid(ceildiv(binary("*", product(ids.shape), quads), THREADS))
+    return WgslLaunch(kernel, (ids.buffer, *part.buffers, output.buffer), grid)

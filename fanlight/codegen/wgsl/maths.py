@@ -97,7 +97,7 @@ _TEXT: dict[str, tuple[str, tuple[str, ...]]] = {
         ("fl_exp",),
     ),
     "fl_silu": (
-        "fn fl_silu(x: f32) -> f32 { return x / (1.0 + fl_exp(-max(x, -87.0))); }\n",
+        "fn fl_silu(x: f32) -> f32 { let y = max(x, -87.0); return y / (1.0 + fl_exp(-y)); }\n",
         ("fl_exp",),
     ),
     "fl_erf": (  # below 1 Cephes; above it Abramowitz and Stegun 7.1.26, absolute error 1.5e-7

@@ -2,7 +2,8 @@
 
 One row of x: lanes step along rows of w, several rows in a workgroup, one barrier (no subgroup
 operations: any subgroup size is right). More rows: tiles in workgroup memory, each weight dequantised
-once for 32 rows of x. A weight in several parts takes one dispatch for each. K is a multiple of 4.
+once for 32 rows of x. A weight in several parts takes one dispatch for each. Rows of plain floats whose
+length is no multiple of 4, or unknown, take the plain loop form.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fanlight.codegen.wgsl import blocks, text
-from fanlight.errors import UnsupportedError
+from fanlight.codegen.wgsl import loops as wgsl_loops
+from fanlight.kernels import loops
 from fanlight.kernels.launch import Binding, Launch, WgslKernel, WgslLaunch
+from fanlight.kernels.loops import Expr, apply, extent
 from fanlight.kernels.target import Context, Operand, Part
 from fanlight.shapes import Size, ceildiv, maximum, product
 
@@ -28,18 +31,32 @@ _Y = Binding("array<f32>", "read_write")
 def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """One launch for each part of w. Raises UnsupportedError for a K that isn't a multiple of 4."""
+    """One launch for each part of w. Raises UnsupportedError for a w that isn't of floats or blocks."""
     x, w = inputs
     rows, n, k = product(x.shape[:-1]), w.shape[0], w.shape[1]
     blocks.row_of(w.dtype, "matmul")
-    if isinstance(k, int) and k % 4:
-        raise UnsupportedError("rows must be multiples of 4 elements", where="matmul", got=k)
+    if not isinstance(k, int) or k % 4:
+        return [_loop(x, w, output, rows)]
     launches: list[Launch] = []
     for part in w.parts:
         kernel, grid = (_vector if rows == 1 else _tiled)(w, part, rows, n, k)
         buffers = (x.buffer, *part.buffers, output.buffer)
         launches.append(WgslLaunch(kernel, buffers, grid))
     return launches
+
+
+def _loop(x: Operand, w: Operand, output: Operand, rows: Size) -> Launch:
+    """The definition, as a loop kernel."""
+    n, k = w.shape
+    axis = loops.Axis(2)
+
+    def load(param: int, row: int) -> Expr:
+        at = apply("add", apply("mul", loops.Axis(row), extent(k)), axis)
+        return loops.Load(param, at, "f32")
+
+    total = loops.Reduce("sum", 2, k, apply("mul", load(0, 0), load(1, 1)), "f32")
+    kernel = loops.LoopKernel("matmul", (rows, n), (x.dtype, w.dtype), output.dtype, total)
+    return wgsl_loops.launch(kernel, (x.buffer, w.buffer, output.buffer))
 
 
 def _bindings(w: Operand) -> tuple[Binding, ...]:
