@@ -1,8 +1,8 @@
 """A bounded little-endian reader over the first bytes of a file, and its array of strings.
 
 It tells three ends apart: the prefix at hand is too short (:class:`NeedMoreData`), the file is too
-short (TruncatedError), and the claim is absurd (FormatError). Nothing is allocated in proportion to a
-count that a file claims: bytes are there, or an error is raised.
+short (TruncatedError), and the claim is absurd (FormatError). Nothing is allocated in proportion to
+a count that a file claims: bytes are there, or an error is raised.
 """
 
 from __future__ import annotations

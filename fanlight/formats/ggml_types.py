@@ -1,8 +1,8 @@
 """The tensor types of GGML by number: what each is called, and which of them we read.
 
-Numbers and names are those of ``enum ggml_type`` (ggml.h of llama.cpp), the removed ones included, so
-that an error can name what a file holds. Reading one more is a row in ``fanlight.dtypes`` of the same
-name in lower case, and a row in :mod:`fanlight.formats.dequant`.
+Numbers and names are those of ``enum ggml_type`` (ggml.h of llama.cpp), the removed ones included,
+so that an error can name what a file holds. Reading one more is a row in ``fanlight.dtypes`` of the
+same name in lower case, and a row in :mod:`fanlight.formats.dequant`.
 """
 
 from __future__ import annotations

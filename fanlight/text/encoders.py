@@ -1,7 +1,8 @@
-"""Text → ids by the library at hand: ``tokenizers`` in CPython, ``@huggingface/tokenizers`` in Pyodide.
+"""Text → ids by the library at hand: ``tokenizers`` in CPython, ``@huggingface/tokenizers`` in
+Pyodide.
 
-In: a Hugging Face ``tokenizer.json`` of model type BPE, its two long lists apart. The JavaScript side
-is ``fanlight/web/text.js``, which the worker registers as the module ``fanlight_js``.
+In: a Hugging Face ``tokenizer.json`` of model type BPE, its two long lists apart. The JavaScript
+side is ``fanlight/web/text.js``, which the worker registers as the module ``fanlight_js``.
 """
 
 from __future__ import annotations

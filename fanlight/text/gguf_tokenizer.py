@@ -1,8 +1,9 @@
-"""GGUF metadata → a tokeniser: a Hugging Face ``tokenizer.json`` for encoding, a vocabulary for decoding.
+"""GGUF metadata → a tokeniser: a Hugging Face ``tokenizer.json`` for encoding, a vocabulary for
+decoding.
 
 In: the keys ``tokenizer.ggml.*``. Models known: "gpt2" (byte-level BPE, cut by a named rule of
-:mod:`fanlight.text.pretokenizers`) and "llama" (SentencePiece BPE with byte fallback). Not known here:
-"bert", "t5", "rwkv" and others, which raise.
+:mod:`fanlight.text.pretokenizers`) and "llama" (SentencePiece BPE with byte fallback). Not known
+here: "bert", "t5", "rwkv" and others, which raise.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ MAX_PIECE = 256  # characters of a SentencePiece token; training allows 16 unles
 # Tokens that end an answer though the file's ids don't say so. The names are the models' own; the
 # list follows llama.cpp's (llama_vocab::impl::load).
 _ENDS = frozenset(
-    """<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|eom_id|> <EOT>
-    _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <｜end▁of▁sentence｜> </s>""".split()
+    """<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|eom_id|>
+    <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance>
+    <｜end▁of▁sentence｜> </s>""".split()
 )
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -105,7 +107,11 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int) -> Sequence[floa
     value = metadata.get(f"tokenizer.ggml.{key}")
     if value is None:
         return None
-    if not isinstance(value, Sequence) or len(value) != count or not isinstance(value[0], int | float):
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != count
+        or not isinstance(value[0], int | float)
+    ):
         raise FormatError("not one number per token", where=f"tokenizer.ggml.{key}", wanted=count)
     return value
 
@@ -139,7 +145,9 @@ def _added(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[int, bool
 # --- models
 
 
-def _byte_level(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Sequence[str]]:
+def _byte_level(
+    metadata: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any], Sequence[str]]:
     name = metadata.get("tokenizer.ggml.pre", "default")
     rule = pretokenizers.find(str(name))
     if _flag(metadata, "add_space_prefix", False):
@@ -272,9 +280,7 @@ class GgufTokenizer:
             ends.discard("<|end|>")  # OpenAI's harmony format: ends a message, not the answer
         return frozenset(i for i in ids if i is not None) | {texts[t] for t in ends}
 
-    def encode(
-        self, text: str, add_special: bool = False, parse_special: bool = True
-    ) -> list[int]:
+    def encode(self, text: str, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """See :meth:`fanlight.text.tokenizer.Tokenizer.encode`."""
         ids = self._encoder.encode(_SURROGATE.sub("\ufffd", text), parse_special)
         if add_special and self._add_bos and self.bos_id is not None:

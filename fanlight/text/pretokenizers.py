@@ -2,14 +2,14 @@
 
 The names are the values of ``tokenizer.ggml.pre``; which rule each stands for is llama.cpp's choice
 (``llm_tokenizer_bpe`` and ``llama_vocab::impl::load`` in src/llama-vocab.cpp), the expressions are
-those of the models' own ``tokenizer.json`` files. A rule is a list of expressions: each cuts out its
-matches, what lies between them stays a piece, and the next expression cuts the pieces further.
+those of the models' own ``tokenizer.json`` files. A rule is a list of expressions: each cuts out
+its matches, what lies between them stays a piece, and the next expression cuts the pieces further.
 
 The expressions run on Oniguruma (``tokenizers``) and on JavaScript's RegExp (rewritten by
-``@huggingface/tokenizers``), so they keep to what means the same in both: ``\\p{N}`` rather than the
-``Digits`` pre-tokeniser, cases written out rather than ``(?i:)``, no possessive quantifiers, no ``$``.
-Not known here: deepseek-llm, bloom, poro, viking, youtu, kimi-k2, superbpe, afmoe and other rules that
-llama.cpp computes by hand; SPM-like rules without byte-level text (gemma4).
+``@huggingface/tokenizers``), so they keep to what means the same in both: ``\\p{N}`` rather than
+the ``Digits`` pre-tokeniser, cases written out rather than ``(?i:)``, no possessive quantifiers, no
+``$``. Not known here: deepseek-llm, bloom, poro, viking, youtu, kimi-k2, superbpe, afmoe and other
+rules that llama.cpp computes by hand; SPM-like rules without byte-level text (gemma4).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a tokeniser is, and streams of tokens → streams of text.
 
-Text → ids is the work of a library (``fanlight.text.encoders``); ids → text is ours, and the same in
-both homes: a token stands for bytes, and text is those bytes as UTF-8.
+Text → ids is the work of a library (``fanlight.text.encoders``); ids → text is ours, and the same
+in both homes: a token stands for bytes, and text is those bytes as UTF-8.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ class Tokenizer(Protocol):
     def strips_space(self) -> bool:
         """Whether decoded text drops one leading space, which encoding had added."""
 
-    def encode(
-        self, text: str, add_special: bool = False, parse_special: bool = True
-    ) -> list[int]:
+    def encode(self, text: str, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Ids of ``text``. ``add_special``: with BOS and EOS where the model wants them.
         ``parse_special``: text that spells a control token becomes that token; otherwise (for
         text that is not trusted) it stays text. Lone surrogates become U+FFFD."""
