@@ -116,7 +116,7 @@ def _wgpu() -> Any:
         import wgpu
     except ImportError as error:
         raise MissingDependencyError(
-            "WebGPU in CPython needs wgpu", hint="pip install 'fanlight[webgpu]'"
+            "WebGPU in CPython needs wgpu", hint="pip install 'fanlight[native]'"
         ) from error
     return wgpu
 
