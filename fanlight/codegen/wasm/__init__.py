@@ -1,0 +1,1 @@
+"""WebAssembly: encoder (knows no ML), loop kernels, templates, linker."""
