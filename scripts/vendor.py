@@ -42,6 +42,13 @@ FILES = {
     "jinja.LICENCE.txt": MODULES / "@huggingface/jinja/LICENSE",
 }
 
+# Types for tsc: the npm packages' own, which are in node_modules in development.
+TYPES = {
+    "pyodide/pyodide.d.mts": "export * from 'pyodide';\n",
+    "tokenizers.d.mts": "export * from '@huggingface/tokenizers';\n",
+    "jinja.d.ts": "export * from '@huggingface/jinja';\n",
+}
+
 NOTICE = """\
 This folder is made by scripts/vendor.py from npm packages, unchanged but for file names and
 pyodide-lock.json (its list of packages is emptied: nothing is loaded from elsewhere).
@@ -107,6 +114,8 @@ def _copy() -> None:
             raise VendorError(f"{source} is missing. Has the package's layout changed?")
         (fresh / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, fresh / name)
+    for name, text in TYPES.items():
+        (fresh / name).write_text(text, encoding="utf-8")
     _empty_lock(fresh / "pyodide/pyodide-lock.json")
     (fresh / "NOTICE.txt").write_text(NOTICE.format_map(_versions()), encoding="utf-8")
     (fresh / STAMP).write_text(json.dumps(_stamp(fresh), indent=1), encoding="utf-8")
@@ -133,9 +142,10 @@ def _complete() -> bool:
 
 
 def _recipe_bytes() -> bytes:
-    """All that decides what VENDOR holds: the lock file and the table above."""
-    table = [[name, str(source.relative_to(ROOT))] for name, source in FILES.items()]
-    return (ROOT / "package-lock.json").read_bytes() + json.dumps(table).encode() + NOTICE.encode()
+    """All that decides what VENDOR holds: the lock file and the tables above."""
+    table = {name: source.relative_to(ROOT).as_posix() for name, source in FILES.items()}
+    lock = (ROOT / "package-lock.json").read_bytes()
+    return lock + json.dumps([table, TYPES, NOTICE]).encode()
 
 
 def _versions() -> dict[str, str]:

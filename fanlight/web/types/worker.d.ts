@@ -1,0 +1,12 @@
+// What only workers have and the dom library lacks. `self` in a worker file:
+//   const scope = /** @type {DedicatedWorkerGlobalScope} */ (/** @type {unknown} */ (globalThis));
+
+interface DedicatedWorkerGlobalScope extends EventTarget {
+  readonly name: string;
+  readonly crossOriginIsolated: boolean;
+  postMessage(message: unknown, transfer?: Transferable[]): void;
+  close(): void;
+  onmessage: ((event: MessageEvent) => void) | null;
+  addEventListener(type: 'message', listener: (event: MessageEvent) => void): void;
+  addEventListener(type: string, listener: EventListenerOrEventListenerObject): void;
+}
