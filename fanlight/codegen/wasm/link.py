@@ -1,0 +1,406 @@
+"""Kernels and a plan's programs → the plan's WebAssembly module.
+
+One function for each kernel, one for each program: it walks the program's steps, with a barrier after each, on
+every thread. JavaScript enters once per program (``plan.WasmModule`` says how). Below ``reserved`` the module
+keeps, at fixed addresses, the threads' words, the host dims and the buffers' addresses.
+
+Threads wait in two places, both by spinning for a while, then sleeping: at the barrier between steps (a
+count and a generation) and between programs (the ``go`` word).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fanlight import plan as plans
+from fanlight.codegen.wasm.encoder import Function, Label, MemoryImport, Module
+from fanlight.errors import PlanError
+from fanlight.kernels.launch import WasmKernel
+from fanlight.plan import Branch, Call, Copy, Dispatch, Loop, Plan, Read, Step, WasmModule
+from fanlight.shapes import Dim, Operation, Size
+
+_COUNT, _GENERATION, _GO, _PROGRAM, _THREADS, _SLEEPERS = 0, 64, 128, 192, 196, 256
+_DIMS_AT = 512
+_SPINS = 20000
+_MAX_PAGES = 65536
+_PAGE = 65536
+_COMPARE = {"==": "eq", "!=": "ne", "<": "lt_s", "<=": "le_s", ">": "gt_s", ">=": "ge_s"}
+_ARITHMETIC = {"+": "i32.add", "-": "i32.sub", "*": "i32.mul", "//": "i32.div_s", "%": "i32.rem_s"}
+
+
+def link(plan: Plan, kernels: Sequence[WasmKernel], features: frozenset[str]) -> Plan:
+    """``plan`` with its module as one more segment. ``kernels`` in the order of ``plan.kernels``; with
+    ``threads`` in ``features`` the memory is shared."""
+    return _Linker(plan, kernels, "threads" in features).run()
+
+
+class _Linker:
+    def __init__(self, plan: Plan, kernels: Sequence[WasmKernel], threads: bool) -> None:
+        self.plan, self.kernels, self.threads = plan, kernels, threads
+        self.host = {
+            d.dim.name: i for i, d in enumerate(d for d in plan.dims if d.dim.kind == "host")
+        }
+        self.device = {d.dim.name: d for d in plan.dims if d.dim.kind == "device"}
+        self.buffers = {b.name: i for i, b in enumerate(plan.buffers)}
+        self.buffers_at = -(-(_DIMS_AT + 4 * len(self.host)) // 64) * 64
+        end = self.buffers_at + 4 * len(self.buffers)
+        self.reserved = -(-end // _PAGE) * _PAGE
+        memory = MemoryImport(self.reserved // _PAGE, _MAX_PAGES, threads)
+        self.module = Module(memory)
+
+    def run(self) -> Plan:
+        barrier = self._barrier()
+        functions = [self._kernel(k) for k in self.kernels]
+        programs: dict[str, Function] = {}
+        for name in _callees_first(self.plan.programs):
+            walker = _Walker(self, functions, programs, barrier)
+            programs[name] = walker.program(self.plan.programs[name])
+        names = [*self.plan.programs]
+        entries = [programs[n] for n in names]
+        for number, weight in enumerate(self.plan.weights):
+            if weight.steps:
+                names.append(f"load/{number}")
+                walker = _Walker(self, functions, programs, barrier)
+                entries.append(walker.program(weight.steps))
+        run = self._run(entries)
+        if self.threads:
+            self._start(run, barrier)
+            self._worker(run, barrier)
+            self._quit()
+        wasm = WasmModule(
+            len(self.plan.segments),
+            self.threads,
+            self.reserved,
+            _DIMS_AT,
+            self.buffers_at,
+            tuple(names),
+        )
+        return replace(self.plan, segments=(*self.plan.segments, self.module.encode()), wasm=wasm)
+
+    def _kernel(self, kernel: WasmKernel) -> Function:
+        function = self.module.function(("i32",) * (kernel.buffers + kernel.args + 2))
+        kernel.emit(function)
+        return function
+
+    # --- entries
+
+    def _run(self, entries: Sequence[Function]) -> Function:
+        """run(program, tid, threads)"""
+        kind = self.module.type_index(("i32", "i32"))
+        for entry in entries:
+            self.module.table_slot(entry)
+        f = self.module.function(("i32", "i32", "i32"), export="run")
+        if entries:
+            f.get(1)
+            f.get(2)
+            f.get(0)
+            f.call_indirect(kind)
+        return f
+
+    def _start(self, run: Function, barrier: Function) -> None:
+        """start(program, threads): wakes the workers, runs thread 0's share, returns when all are done."""
+        f = self.module.function(("i32", "i32"), export="start")
+        for at, value in ((_PROGRAM, 0), (_THREADS, 1)):
+            f.i32(0)
+            f.get(value)
+            f.mem("i32.store", at)
+        _add(f, _GO, 1)
+        f.op("drop")
+        _notify(f, _GO)
+        f.get(0)
+        f.i32(0)
+        f.get(1)
+        f.call(run)
+        f.get(1)
+        f.call(barrier)
+
+    def _worker(self, run: Function, barrier: Function) -> None:
+        """worker(tid, threads): waits for ``go`` to move, runs, meets the others; returns after quit()."""
+        f = self.module.function(("i32", "i32"), export="worker")
+        seen = f.local("i32")
+        with f.block() as out, f.loop() as again:
+            _wait_until_changed(f, _GO, seen)
+            f.i32(0)
+            f.mem("i32.atomic.load", _GO)
+            f.set(seen)
+            f.i32(0)
+            f.mem("i32.load", _PROGRAM)
+            f.i32(-1)
+            f.op("i32.eq")
+            f.br_if(out)
+            f.i32(0)
+            f.mem("i32.load", _PROGRAM)
+            f.get(0)
+            f.get(1)
+            f.call(run)
+            f.get(1)
+            f.call(barrier)
+            f.br(again)
+
+    def _quit(self) -> None:
+        """quit(): ends the workers."""
+        f = self.module.function(export="quit")
+        f.i32(0)
+        f.i32(-1)
+        f.mem("i32.store", _PROGRAM)
+        _add(f, _GO, 1)
+        f.op("drop")
+        _notify(f, _GO)
+
+    def _barrier(self) -> Function:
+        """barrier(threads): returns when all have called it."""
+        f = self.module.function(("i32",))
+        if not self.threads:
+            return f
+        seen = f.local("i32")
+        with f.block() as out:
+            f.get(0)
+            f.i32(1)
+            f.op("i32.le_s")
+            f.br_if(out)
+            f.i32(0)
+            f.mem("i32.atomic.load", _GENERATION)
+            f.set(seen)
+            _add(f, _COUNT, 1)
+            f.i32(1)
+            f.op("i32.add")
+            f.get(0)
+            f.op("i32.eq")
+            with f.if_():  # the last one opens the gate
+                f.i32(0)
+                f.i32(0)
+                f.mem("i32.atomic.store", _COUNT)
+                _add(f, _GENERATION, 1)
+                f.op("drop")
+                _notify(f, _GENERATION)
+                f.br(out)
+            _wait_until_changed(f, _GENERATION, seen)
+        return f
+
+
+class _Walker:
+    """Writes one program's function: (tid, threads)."""
+
+    def __init__(
+        self,
+        linker: _Linker,
+        kernels: Sequence[Function],
+        programs: Mapping[str, Function],
+        barrier: Function,
+    ) -> None:
+        self.l, self.kernels, self.programs, self.barrier = linker, kernels, programs, barrier
+        self.f = linker.module.function(("i32", "i32"))
+
+    def program(self, steps: Sequence[Step]) -> Function:
+        self.steps(steps)
+        return self.f
+
+    def steps(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            match step:
+                case Dispatch():
+                    self.dispatch(step)
+                case Copy():
+                    self.copy(step)
+                case Read():
+                    self.read(step)
+                case Branch():
+                    self.branch(step)
+                case Loop():
+                    self.loop(step)
+                case Call():
+                    self.f.get(0)
+                    self.f.get(1)
+                    self.f.call(self.programs[step.program])
+
+    def dispatch(self, step: Dispatch) -> None:
+        kernel = self.l.kernels[step.kernel]
+        if (len(step.buffers), len(step.args)) != (kernel.buffers, kernel.args):
+            got = f"{len(step.buffers)} buffers, {len(step.args)} args"
+            wanted = f"{kernel.buffers} and {kernel.args}"
+            raise PlanError("dispatch doesn't fit", where=kernel.name, got=got, wanted=wanted)
+        for buffer in step.buffers:
+            self.address(buffer)
+        for arg in step.args:
+            self.size(arg)
+        self.f.get(0)
+        self.f.get(1)
+        self.f.call(self.kernels[step.kernel])
+        self.meet()
+
+    def copy(self, step: Copy) -> None:
+        """By thread 0 alone."""
+        f = self.f
+        f.get(0)
+        f.op("i32.eqz")
+        with f.if_():
+            for buffer, offset in (
+                (step.target, step.target_offset),
+                (step.source, step.source_offset),
+            ):
+                self.address(buffer)
+                self.size(offset)
+                f.op("i32.add")
+            self.size(step.bytes)
+            f.memory_copy()
+        self.meet()
+
+    def read(self, step: Read) -> None:
+        """By thread 0 alone; the value is at most the dim's maximum, as an unsigned number."""
+        f = self.f
+        f.get(0)
+        f.op("i32.eqz")
+        with f.if_():
+            f.i32(0)
+            self.address(step.buffer)
+            f.mem("i32.load", step.offset)
+            f.mem("i32.store", _DIMS_AT + 4 * self.l.host[step.dim])
+        self.meet()
+
+    def branch(self, step: Branch) -> None:
+        self.size(step.a)
+        self.size(step.b)
+        self.f.op("i32." + _COMPARE[step.compare])
+        with self.f.if_():
+            self.steps(step.then)
+            if step.otherwise:
+                self.f.else_()
+                self.steps(step.otherwise)
+
+    def loop(self, step: Loop) -> None:
+        f = self.f
+        left = f.local("i32")
+        self.size(step.count)
+        f.set(left)
+        with f.block() as done, f.loop() as again:
+            f.get(left)
+            f.i32(0)
+            f.op("i32.le_s")
+            f.br_if(done)
+            self.steps(step.body)
+            f.get(left)
+            f.i32(1)
+            f.op("i32.sub")
+            f.set(left)
+            f.br(again)
+
+    def meet(self) -> None:
+        if self.l.threads:
+            self.f.get(1)
+            self.f.call(self.barrier)
+
+    def address(self, buffer: str) -> None:
+        """Pushes the buffer's address."""
+        self.f.i32(0)
+        self.f.mem("i32.load", self.l.buffers_at + 4 * self.l.buffers[buffer])
+
+    def size(self, size: Size) -> None:
+        """Pushes the size's value."""
+        f = self.f
+        if isinstance(size, int):
+            f.i32(size)
+        elif isinstance(size, Dim):
+            if size.kind == "device":
+                spec = self.l.device[size.name]
+                self.address(spec.buffer)
+                f.mem("i32.load", spec.offset)
+            else:
+                f.i32(0)
+                f.mem("i32.load", _DIMS_AT + 4 * self.l.host[size.name])
+        else:
+            assert isinstance(size, Operation)
+            self.operation(size)
+
+    def operation(self, size: Operation) -> None:
+        f = self.f
+        self.size(size.a)
+        if size.op in _ARITHMETIC:
+            self.size(size.b)
+            f.op(_ARITHMETIC[size.op])
+        elif size.op == "ceil/":
+            self.size(size.b)
+            f.i32(1)
+            f.op("i32.sub")
+            f.op("i32.add")
+            self.size(size.b)
+            f.op("i32.div_s")
+        else:
+            self.size(size.b)
+            self.size(size.a)
+            self.size(size.b)
+            f.op("i32.gt_s" if size.op == "max" else "i32.lt_s")
+            f.op("select")
+
+
+def _callees_first(programs: Mapping[str, tuple[Step, ...]]) -> list[str]:
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        for step in plans.steps_of(programs[name]):
+            if isinstance(step, Call):
+                visit(step.program)
+        order.append(name)
+
+    for name in programs:
+        visit(name)
+    return order
+
+
+def _add(f: Function, at: int, value: int) -> None:
+    """Atomically; leaves the old value."""
+    f.i32(0)
+    f.i32(value)
+    f.mem("i32.atomic.rmw.add", at)
+
+
+def _notify(f: Function, at: int) -> None:
+    """Wakes sleepers, if there are any: the call is dear."""
+    f.i32(0)
+    f.mem("i32.atomic.load", _SLEEPERS)
+    with f.if_():
+        f.i32(0)
+        f.i32(-1)
+        f.mem("memory.atomic.notify", at)
+        f.op("drop")
+
+
+def _wait_until_changed(f: Function, at: int, seen: int) -> None:
+    """Returns when the word at ``at`` differs from local ``seen``: spins, then sleeps."""
+    spins = f.local("i32")
+    f.i32(_SPINS)
+    f.set(spins)
+    with f.block() as out:
+        with f.block() as tired, f.loop() as again:
+            _leave_if_changed(f, at, seen, out)
+            f.get(spins)
+            f.i32(1)
+            f.op("i32.sub")
+            f.tee(spins)
+            f.op("i32.eqz")
+            f.br_if(tired)
+            f.br(again)
+        # The counter is raised before the word is looked at again, and the waker changes the word before it looks
+        # at the counter (all sequentially consistent): one of the two sees the other.
+        _add(f, _SLEEPERS, 1)
+        f.op("drop")
+        with f.block() as awake, f.loop() as again:
+            _leave_if_changed(f, at, seen, awake)
+            f.i32(0)
+            f.get(seen)
+            f.i64(-1)
+            f.mem("memory.atomic.wait32", at)
+            f.op("drop")
+            f.br(again)
+        _add(f, _SLEEPERS, -1)
+        f.op("drop")
+
+
+def _leave_if_changed(f: Function, at: int, seen: int, label: Label) -> None:
+    f.i32(0)
+    f.mem("i32.atomic.load", at)
+    f.get(seen)
+    f.op("i32.ne")
+    f.br_if(label)
