@@ -56,7 +56,9 @@ class Bench:
     def specs(self) -> list[DimSpec]:
         return [DimSpec(FIRST), DimSpec(COUNT), *self.dims]
 
-    def value(self, name: str, array: Array, dtype: str, shape: Sequence[Size] | None = None) -> Operand:
+    def value(
+        self, name: str, array: Array, dtype: str, shape: Sequence[Size] | None = None
+    ) -> Operand:
         """A state that holds ``array``."""
         data = np.ascontiguousarray(array).tobytes()
         data += b"\0" * (-len(data) % 4)
@@ -134,7 +136,10 @@ class Bench:
         return Dispatch(number, (*launch.buffers, *extra), launch.grid)
 
     def run(
-        self, launches: Sequence[Launch], reads: Sequence[str], dims: Mapping[str, int] | None = None
+        self,
+        launches: Sequence[Launch],
+        reads: Sequence[str],
+        dims: Mapping[str, int] | None = None,
     ) -> list[bytes]:
         """The bytes of the buffers ``reads`` after one run."""
         return asyncio.run(self._run(self.plan(launches), reads, dims))

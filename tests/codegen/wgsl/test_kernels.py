@@ -56,14 +56,17 @@ def attend(
 
 @pytest.mark.parametrize("cache", ["f32", "f16"])
 @pytest.mark.parametrize(
-    ("rows", "start"), [(1, 0), (1, 1), (1, 63), (1, 255), (1, 256), (1, 2000), (7, 0), (37, 300), (128, 64)]
+    ("rows", "start"),
+    [(1, 0), (1, 1), (1, 63), (1, 255), (1, 256), (1, 2000), (7, 0), (37, 300), (128, 64)],
 )
 def test_attention_at_the_shape_of_smollm2(rows: int, start: int, cache: str) -> None:
     got, wanted = attend(rows, start, 9, 3, 64, 2048, cache)
     assert nmse(got, wanted) < 1e-12
 
 
-@pytest.mark.parametrize(("heads", "groups", "depth"), [(4, 4, 4), (6, 1, 20), (2, 1, 128), (1, 1, 256)])
+@pytest.mark.parametrize(
+    ("heads", "groups", "depth"), [(4, 4, 4), (6, 1, 20), (2, 1, 128), (1, 1, 256)]
+)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_attention_of_other_heads(heads: int, groups: int, depth: int, rows: int) -> None:
     got, wanted = attend(rows, 70, heads, groups, depth, 100, "f32")
@@ -73,9 +76,7 @@ def test_attention_of_other_heads(heads: int, groups: int, depth: int, rows: int
 def test_a_position_off_by_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance tells a wrong kernel from a right one."""
     made = attention._text
-    monkeypatch.setattr(
-        attention, "_text", lambda *a: made(*a).replace("+ t + 1u,", "+ t,")
-    )
+    monkeypatch.setattr(attention, "_text", lambda *a: made(*a).replace("+ t + 1u,", "+ t,"))
     got, wanted = attend(1, 2000, 9, 3, 64, 2048, "f32")
     assert nmse(got, wanted) > 1e-8
 
@@ -151,7 +152,12 @@ def test_link_refuses_unknown_dims_and_too_many_buffers() -> None:
 
 def test_fold_grid_covers_all_workgroups() -> None:
     n = Dim("n", "host", 1 << 24)
-    for size, values in ((5, [5]), (65_535, [65_535]), (65_536, [65_536]), (n, [0, 1, 70_000, 1 << 24])):
+    for size, values in (
+        (5, [5]),
+        (65_535, [65_535]),
+        (65_536, [65_536]),
+        (n, [0, 1, 70_000, 1 << 24]),
+    ):
         x, y, _ = text.fold_grid(size)
         assert maximum(x) <= 65_535
         assert maximum(y) <= 65_535

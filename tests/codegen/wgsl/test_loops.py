@@ -14,7 +14,7 @@ from fanlight.ir.graph import Node
 from fanlight.ir.interpreter import MEANINGS, Interpreter
 from fanlight.kernels import loops
 from fanlight.kernels.loops import FUNCTIONS, Axis, LoopKernel, Reduce, apply, extent, integer
-from fanlight.kernels.lower import lower
+from fanlight.kernels.lower import Lowered, lower
 from fanlight.kernels.target import Context, Operand, Part
 from fanlight.codegen.wgsl.table import TARGET
 from fanlight.plan import Buffer, DimSpec
@@ -22,11 +22,22 @@ from fanlight.shapes import Dim, evaluate, maximum, product
 from tests.codegen.wgsl.harness import Array, Bench
 from tests.graphs import POS, RandomGraph, T, random_graph, random_values
 
-NUMPY = {"f32": "<f4", "f16": "<f2", "i32": "<i4", "u32": "<u4", "i8": "<i1", "u8": "<u1", "bool": "?"}
+NUMPY = {
+    "f32": "<f4",
+    "f16": "<f2",
+    "i32": "<i4",
+    "u32": "<u4",
+    "i8": "<i1",
+    "u8": "<u1",
+    "bool": "?",
+}
+Values = dict[str, Array]
 FLOATS = [name for name in FUNCTIONS if name not in ("and", "or", "not", "where")]
 
 
-def run_loop(kernel: LoopKernel, inputs: list[Array], out: Array, bench: Bench | None = None) -> Array:
+def run_loop(
+    kernel: LoopKernel, inputs: list[Array], out: Array, bench: Bench | None = None
+) -> Array:
     """The content of the output buffer, which held ``out``."""
     bench = bench or Bench()
     names = []
@@ -49,7 +60,9 @@ def _arguments(name: str) -> list[Array]:
     if name in ("sin", "cos"):
         a = rng.uniform(-8000, 8000, 4096)
     if name in ("tanh", "erf"):
-        a = np.concatenate([rng.uniform(-1, 1, 3000), rng.uniform(-9, 9, 1092), [1e30, -1e30, 0, 60]])
+        a = np.concatenate(
+            [rng.uniform(-1, 1, 3000), rng.uniform(-9, 9, 1092), [1e30, -1e30, 0, 60]]
+        )
     if name == "pow":
         a, b = rng.uniform(0.1, 8, 4096), rng.uniform(-4, 4, 4096)
         b[:1000] = np.round(b[:1000])
@@ -79,19 +92,26 @@ def test_functions_on_floats(name: str) -> None:
 @pytest.mark.parametrize("name", ["exp", "sigmoid", "silu", "tanh"])
 def test_functions_far_out_are_finite_or_infinite_but_numbers(name: str) -> None:
     args = np.array([-1e30, -1e4, -104, -90, 0, 90, 200, 1e4, 1e30], "f4")
-    kernel = LoopKernel(name, (9,), (DTYPES["f32"],), DTYPES["f32"], apply(name, loops.Load(0, Axis(0), "f32")))
+    kernel = LoopKernel(
+        name, (9,), (DTYPES["f32"],), DTYPES["f32"], apply(name, loops.Load(0, Axis(0), "f32"))
+    )
     got = run_loop(kernel, [args], np.zeros(9, "f4"))
     with np.errstate(over="ignore"):
         wanted = MEANINGS[name](np, [args.astype("f8")], {}).astype("f4")
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-35)
 
 
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "mod", "max", "min", "lt", "eq", "neg", "abs"])
+@pytest.mark.parametrize(
+    "name", ["add", "sub", "mul", "div", "mod", "max", "min", "lt", "eq", "neg", "abs"]
+)
 @pytest.mark.parametrize("dtype", ["i32", "u32"])
 def test_functions_on_integers(name: str, dtype: str) -> None:
     rng = np.random.default_rng(3)
     low = -1000 if dtype == "i32" else 0
-    args = [rng.integers(low, 1000, 512).astype(NUMPY[dtype]), rng.integers(1, 50, 512).astype(NUMPY[dtype])]
+    args = [
+        rng.integers(low, 1000, 512).astype(NUMPY[dtype]),
+        rng.integers(1, 50, 512).astype(NUMPY[dtype]),
+    ]
     args = args[: FUNCTIONS[name]]
     value = apply(name, *(loops.Load(i, Axis(0), dtype) for i in range(len(args))))  # type: ignore[arg-type]
     out = "bool" if value.type == "bool" else dtype
@@ -137,7 +157,12 @@ def test_reductions(kind: Any, dtype: Any, rows: int, extent_: int) -> None:
     value = Reduce(kind, 16, extent_, loops.Load(0, at, dtype), dtype)
     kernel = LoopKernel("reduce", (rows,), (DTYPES[dtype],), DTYPES[dtype], value)
     got = run_loop(kernel, [x], np.zeros(rows, NUMPY[dtype]))
-    np.testing.assert_array_equal(got, getattr(np, kind)(x, axis=1, dtype=x.dtype) if kind == "sum" else getattr(np, kind)(x, axis=1))
+    np.testing.assert_array_equal(
+        got,
+        getattr(np, kind)(x, axis=1, dtype=x.dtype)
+        if kind == "sum"
+        else getattr(np, kind)(x, axis=1),
+    )
 
 
 def test_a_grid_above_65535_folds() -> None:
@@ -171,15 +196,16 @@ def test_random_graphs(block: int) -> None:
             raise AssertionError(f"random_graph({seed})") from error
 
 
-def check(made: RandomGraph, dims: dict[str, int], seed: int) -> None:
-    """Lowered for WebGPU and interpreted, ``made`` gives the same outputs and states."""
-    weights, feeds = random_values(made.weights, seed, {}), random_values(made.inputs, seed + 1, dims)
-    states = random_values(made.states, seed + 2, {})
-    bench = Bench(dims=(DimSpec(T), DimSpec(POS, "position", 0)))
+def lower_graph(
+    bench: Bench, made: RandomGraph, dims: dict[str, int], seed: int
+) -> tuple[Lowered, Values, Values, Values]:
+    """``made`` lowered for WebGPU into ``bench``; the values of its weights, states and inputs."""
+    weights, states = random_values(made.weights, seed, {}), random_values(made.states, seed + 2, {})
+    feeds = random_values(made.inputs, seed + 1, dims)
     bench.value("position", np.array([dims["pos"]], "<i4"), "i32")
     operands = {}
+    table = {**made.weights, **made.states, **made.inputs}
     for name, array in {**weights, **states, **feeds}.items():
-        table = {**made.weights, **made.states, **made.inputs}
         dtype, shape = table[name]
         size = -(-maximum(product(shape)) * dtype.bytes // 4) * 4
         padded = np.frombuffer(array.tobytes().ljust(size, b"\xff"), np.uint8)
@@ -197,8 +223,15 @@ def check(made: RandomGraph, dims: dict[str, int], seed: int) -> None:
 
     context = Context(frozenset(), bench.scratch)
     lowered = lower(made.graph, TARGET, operands, constant, context, "t")
-    for name, size in lowered.temporaries.items():
-        bench.buffers[name] = Buffer(name, "arena", -(-maximum(size) // 4) * 4)
+    for name, room in lowered.temporaries.items():
+        bench.buffers[name] = Buffer(name, "arena", -(-maximum(room) // 4) * 4)
+    return lowered, weights, states, feeds
+
+
+def check(made: RandomGraph, dims: dict[str, int], seed: int) -> None:
+    """Lowered for WebGPU and interpreted, ``made`` gives the same outputs and states."""
+    bench = Bench(dims=(DimSpec(T), DimSpec(POS, "position", 0)))
+    lowered, weights, states, feeds = lower_graph(bench, made, dims, seed)
     names = [*made.graph.outputs, *made.graph.updates]
     got = dict(zip(names, bench.run(lowered.launches, names, {"T": dims["T"]}), strict=True))
     reference = Interpreter(weights, dict(states))
@@ -207,12 +240,10 @@ def check(made: RandomGraph, dims: dict[str, int], seed: int) -> None:
     for name in names:
         node = made.graph.outputs.get(name) or made.graph.updates[name]
         value = wanted[name] if name in wanted else reference.states[name]
-        shape = [evaluate(s, dims) for s in node.shape]
-        mine = np.frombuffer(got[name], NUMPY[node.dtype.name])[: math.prod(shape)].reshape(shape)
+        sizes = [evaluate(s, dims) for s in node.shape]
+        mine = np.frombuffer(got[name], NUMPY[node.dtype.name])[: math.prod(sizes)].reshape(sizes)
         scale = 2e-3 if node.dtype.name == "f16" else 2e-5
         if node.dtype.kind == "float":
             np.testing.assert_allclose(mine, value, rtol=scale, atol=scale, err_msg=name)
         else:
             np.testing.assert_array_equal(mine, value, err_msg=name)
-
-

@@ -1,0 +1,101 @@
+"""One kernel of every kind that the target can make, to be compiled elsewhere (Tint), not run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fanlight.codegen.wgsl import blocks
+from fanlight.codegen.wgsl import loops as wgsl
+from fanlight.dtypes import DTYPES
+from fanlight.kernels import loops
+from fanlight.kernels.launch import Launch
+from fanlight.kernels.loops import FUNCTIONS, Axis, LoopKernel, Reduce, apply
+from fanlight.plan import DimSpec, Kernel
+from fanlight.shapes import Dim
+from tests.codegen.wgsl.harness import Bench
+from tests.graphs import POS, T, random_graph
+from tests.codegen.wgsl.test_loops import lower_graph
+
+ROWS = Dim("rows", "host", 130)
+PLACE = Dim("place", "device", 2048)
+
+
+def kernels() -> list[Kernel]:
+    """Linked kernels, each name once."""
+    dims = (DimSpec(ROWS), DimSpec(PLACE, "control", 4))
+    bench = Bench(dims=dims)
+    bench.empty("control", "i32", (4,))
+    launches = [*_products(bench), *_blocks(bench), *_loops(bench)]
+    bench.plan(launches)
+    found = dict(bench.kernels)
+    for seed in range(8):
+        graph = Bench(dims=(DimSpec(T), DimSpec(POS, "position", 0)))
+        lowered, *_ = lower_graph(graph, random_graph(seed), {"T": 3, "pos": 2}, seed)
+        graph.plan(lowered.launches)
+        found |= graph.kernels
+    return list(found.values())
+
+
+def _products(bench: Bench) -> list[Launch]:
+    launches: list[Launch] = []
+    ids = bench.value("ids", np.zeros(3, "<i4"), "i32")
+    for dtype in blocks.ROWS:
+        kind = DTYPES[dtype]
+        raw = bytes(kind.nbytes(70_000 * 256)) if dtype == "q8_0" else bytes(kind.nbytes(8 * 256))
+        n = len(raw) // kind.nbytes(256)
+        w = bench.weight(f"w.{dtype}", raw, dtype, (n, 256), cuts=(0, 3))
+        y = bench.empty(f"y.{dtype}", "f32", (ROWS, n))
+        for rows in (1, ROWS):
+            x = bench.empty(f"x.{rows}.{dtype}", "f32", (rows, 256))
+            launches += bench.op("matmul", [x, w], y)
+        launches += bench.op("gather", [w, ids], y)
+    return launches
+
+
+def _blocks(bench: Bench) -> list[Launch]:
+    launches: list[Launch] = []
+    for cache in ("f32", "f16", "bf16"):
+        k = bench.empty(f"k.{cache}", cache, (2048, 3, 64))
+        v = bench.empty(f"v.{cache}", cache, (2048, 3, 64))
+        for rows in (1, ROWS):
+            q = bench.empty(f"q.{rows}", "f32", (rows, 9, 64))
+            out = bench.empty(f"o.{rows}", "f32", (rows, 576))
+            launches += bench.op("attention", [q, k, v], out, start=PLACE, scale=0.125)
+    for width in (3, 576, 2048, 49_152):
+        x = bench.empty(f"x.{width}", "f32", (ROWS, width))
+        w = bench.empty(f"weight.{width}", "f32", (width,))
+        y = bench.empty(f"y.{width}", "f32", (ROWS, width))
+        launches += bench.op("rms_norm", [x, w], y, eps=1e-6)
+        launches += bench.op("argmax", [x], bench.empty(f"best.{width}", "i32", (ROWS,)))
+    return launches
+
+
+def _loops(bench: Bench) -> list[Launch]:
+    launches: list[Launch] = []
+
+    def add(kernel: LoopKernel) -> None:
+        names = [f"{kernel.name}.{i}" for i in range(len(kernel.inputs) + 1)]
+        for name, dtype in zip(names, [*kernel.inputs, kernel.output], strict=True):
+            bench.empty(name, dtype.name, (4096,))
+        launches.append(wgsl.launch(kernel, tuple(names)))
+
+    for name, count in FUNCTIONS.items():
+        kind: loops.Scalar = "bool" if name in ("and", "or", "not") else "f32"
+        args = [loops.Load(i, Axis(0), kind) for i in range(count)]
+        types = [DTYPES[kind]] * count
+        if name == "where":
+            args[0], types[0] = loops.Load(0, Axis(0), "bool"), DTYPES["bool"]
+        value = apply(name, *args)
+        out = DTYPES["bool" if value.type == "bool" else "f32"]
+        add(LoopKernel(name, (ROWS, 7), tuple(types), out, value))
+    for a in loops.SCALAR:
+        for b in loops.SCALAR:
+            load = loops.Load(0, Axis(0), loops.SCALAR[a])
+            cast = load if load.type == loops.SCALAR[b] else loops.Cast(load, loops.SCALAR[b])
+            add(LoopKernel(f"{a} to {b}", (ROWS,), (DTYPES[a],), DTYPES[b], cast))
+    for how in ("sum", "max", "min"):
+        for size in (5, 500):
+            body = loops.Load(0, Axis(8), "f32")
+            total = Reduce(how, 8, size, body, "f32")  # type: ignore[arg-type]
+            add(LoopKernel(f"{how} {size}", (ROWS,), (DTYPES["f32"],), DTYPES["f32"], total))
+    return launches
