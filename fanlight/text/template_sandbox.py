@@ -256,9 +256,8 @@ def _instrument(tree: nodes.Template) -> None:
 
     for loop in list(tree.find_all(nodes.For)):
         loop.iter = charged(loop.iter, "_counted")
-    assigned, filtered = tree.find_all(nodes.AssignBlock), tree.find_all(nodes.FilterBlock)
-    block: nodes.AssignBlock | nodes.FilterBlock
-    for block in [*assigned, *filtered]:
+    blocks: list[Any] = [*tree.find_all(nodes.AssignBlock), *tree.find_all(nodes.FilterBlock)]
+    for block in blocks:
         # a chain of filters over a body begins with a filter of nothing
         block.filter = charged(block.filter) if block.filter else charged(None)
     _rewrite(tree, charged)
