@@ -1,561 +1,411 @@
-"""WebAssembly modules as bytes, and functions written as expressions. Knows no ML.
+"""The lowest layer of WebAssembly: modules and functions → bytes. Knows no ML.
 
-A ``Value`` is code that pushes one number; it does nothing until a statement uses it, and it runs each time it
-is used (``f.let`` keeps its result in a local). Values combine by operators and by ``op``; statements are
-methods of ``Function``. Plain ints and floats stand for constants. Example: y += a * x, four at a time:
+The format: https://webassembly.github.io/spec/core/binary. ``OPCODES`` is the one list of instructions. A function
+is written as stack code:
 
-    module = Module(memory=Memory(1, 65536))
-    f = module.function("axpy", params=("i32", "i32", "f32", "i32"), export=True)
-    x, y, a, n = f.params                        # locals are values too
-    a4 = f.let(op("f32x4.splat", a))
-    with f.for_range(0, n, 4) as i:              # i: a new i32 local; i < n is a signed comparison
-        at = f.let(y + (i << 2))
-        product = op("f32x4.mul", a4, op("v128.load", x + (i << 2), offset=0, align=4))
-        f.do("v128.store", at, op("f32x4.add", op("v128.load", at), product))
-    module.encode()
+    module = Module(memory=MemoryImport(1, 65536, shared=False))
+    f = module.function(params=("i32", "i32"), results=("i32",), export="add")
+    f.get(0)
+    f.get(1)
+    f.op("i32.add")
+    data = module.encode()
 
-Instructions are named as in the specification (``opcodes.py`` has them all); operands are checked against
-their signatures here. ``align`` is in bytes and only a hint: unaligned accesses are always right (but for
-atomics). Blocks: ``with f.block() as out: … f.br_if(out, i >= n)``, ``with f.loop() as again: … f.br(again)``,
-``with f.if_(a < b): …`` directly followed by ``with f.else_(): …``. A function that several share is made
-once by ``f.module.helper(name, …)`` and called by ``call(helper, …)`` (a value) or ``f.call(…)``.
+Blocks are context managers whose label can be branched to: ``with f.loop() as again: …; f.br_if(again)``.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import Literal
 
-from fanlight.codegen.wasm.opcodes import OPCODES, TYPE_CODES, Type, leb
+ValueType = Literal["i32", "i64", "f32", "f64", "v128"]
+_TYPES: dict[str, int] = {"i32": 0x7F, "i64": 0x7E, "f32": 0x7D, "f64": 0x7C, "v128": 0x7B}
+_VOID = 0x40
 
-MAX_PAGES = 65536
-_I32, _F32 = b"\x41", b"\x43"
+
+def _row(first: int, names: str, prefix: int | None = None) -> dict[str, bytes]:
+    """Names of consecutive opcodes from ``first``; ``-`` skips one."""
+    out = {}
+    for number, name in enumerate(names.split(), first):
+        if name != "-":
+            out[name] = bytes([number]) if prefix is None else bytes([prefix]) + leb(number)
+    return out
+
+
+def leb(value: int) -> bytes:
+    """Unsigned LEB128."""
+    out = bytearray()
+    while True:
+        value, byte = value >> 7, value & 0x7F
+        if not value:
+            out.append(byte)
+            return bytes(out)
+        out.append(byte | 0x80)
 
 
 def sleb(value: int) -> bytes:
     """Signed LEB128."""
-    if -64 <= value < 64:
-        return bytes((value & 0x7F,))
     out = bytearray()
-    while not -64 <= value < 64:
-        out.append(value & 0x7F | 0x80)
+    while True:
+        byte = value & 0x7F
         value >>= 7
-    out.append(value & 0x7F)
-    return bytes(out)
+        if (value == 0 and not byte & 0x40) or (value == -1 and byte & 0x40):
+            out.append(byte)
+            return bytes(out)
+        out.append(byte | 0x80)
 
 
-# --- values
+#: instruction → opcode bytes; immediates follow.
+OPCODES: dict[str, bytes] = {
+    **_row(0x00, "unreachable nop"),
+    **_row(0x0F, "return"),
+    **_row(0x1A, "drop select"),
+    **_row(0x28, "i32.load i64.load f32.load f64.load i32.load8_s i32.load8_u i32.load16_s i32.load16_u"),
+    **_row(0x30, "i64.load8_s i64.load8_u i64.load16_s i64.load16_u i64.load32_s i64.load32_u"),
+    **_row(0x36, "i32.store i64.store f32.store f64.store i32.store8 i32.store16"),
+    **_row(0x3C, "i64.store8 i64.store16 i64.store32"),
+    **_row(0x45, "i32.eqz i32.eq i32.ne i32.lt_s i32.lt_u i32.gt_s i32.gt_u i32.le_s i32.le_u i32.ge_s i32.ge_u"),
+    **_row(0x50, "i64.eqz i64.eq i64.ne i64.lt_s i64.lt_u i64.gt_s i64.gt_u i64.le_s i64.le_u i64.ge_s i64.ge_u"),
+    **_row(0x5B, "f32.eq f32.ne f32.lt f32.gt f32.le f32.ge f64.eq f64.ne f64.lt f64.gt f64.le f64.ge"),
+    **_row(0x67, "i32.clz i32.ctz i32.popcnt i32.add i32.sub i32.mul i32.div_s i32.div_u i32.rem_s i32.rem_u"),
+    **_row(0x71, "i32.and i32.or i32.xor i32.shl i32.shr_s i32.shr_u i32.rotl i32.rotr"),
+    **_row(0x79, "i64.clz i64.ctz i64.popcnt i64.add i64.sub i64.mul i64.div_s i64.div_u i64.rem_s i64.rem_u"),
+    **_row(0x83, "i64.and i64.or i64.xor i64.shl i64.shr_s i64.shr_u i64.rotl i64.rotr"),
+    **_row(0x8B, "f32.abs f32.neg f32.ceil f32.floor f32.trunc f32.nearest f32.sqrt"),
+    **_row(0x92, "f32.add f32.sub f32.mul f32.div f32.min f32.max f32.copysign"),
+    **_row(0x99, "f64.abs f64.neg f64.ceil f64.floor f64.trunc f64.nearest f64.sqrt"),
+    **_row(0xA0, "f64.add f64.sub f64.mul f64.div f64.min f64.max f64.copysign"),
+    **_row(0xA7, "i32.wrap_i64 i32.trunc_f32_s i32.trunc_f32_u i32.trunc_f64_s i32.trunc_f64_u"),
+    **_row(0xAC, "i64.extend_i32_s i64.extend_i32_u i64.trunc_f32_s i64.trunc_f32_u"),
+    **_row(0xB2, "f32.convert_i32_s f32.convert_i32_u f32.convert_i64_s f32.convert_i64_u f32.demote_f64"),
+    **_row(0xB7, "f64.convert_i32_s f64.convert_i32_u f64.convert_i64_s f64.convert_i64_u f64.promote_f32"),
+    **_row(0xBC, "i32.reinterpret_f32 i64.reinterpret_f64 f32.reinterpret_i32 f64.reinterpret_i64"),
+    **_row(0xC0, "i32.extend8_s i32.extend16_s"),
+    **_row(0, "i32.trunc_sat_f32_s i32.trunc_sat_f32_u i32.trunc_sat_f64_s i32.trunc_sat_f64_u", 0xFC),
+    # SIMD
+    **_row(0, "v128.load v128.load8x8_s v128.load8x8_u v128.load16x4_s v128.load16x4_u v128.load32x2_s", 0xFD),
+    **_row(6, "v128.load32x2_u v128.load8_splat v128.load16_splat v128.load32_splat v128.load64_splat", 0xFD),
+    **_row(11, "v128.store v128.const i8x16.shuffle i8x16.swizzle i8x16.splat i16x8.splat i32x4.splat", 0xFD),
+    **_row(18, "i64x2.splat f32x4.splat f64x2.splat i8x16.extract_lane_s i8x16.extract_lane_u", 0xFD),
+    **_row(23, "i8x16.replace_lane i16x8.extract_lane_s i16x8.extract_lane_u i16x8.replace_lane", 0xFD),
+    **_row(27, "i32x4.extract_lane i32x4.replace_lane i64x2.extract_lane i64x2.replace_lane", 0xFD),
+    **_row(31, "f32x4.extract_lane f32x4.replace_lane f64x2.extract_lane f64x2.replace_lane", 0xFD),
+    **_row(35, "i8x16.eq i8x16.ne i8x16.lt_s i8x16.lt_u i8x16.gt_s i8x16.gt_u i8x16.le_s i8x16.le_u", 0xFD),
+    **_row(43, "i8x16.ge_s i8x16.ge_u i16x8.eq i16x8.ne i16x8.lt_s i16x8.lt_u i16x8.gt_s i16x8.gt_u", 0xFD),
+    **_row(51, "i16x8.le_s i16x8.le_u i16x8.ge_s i16x8.ge_u i32x4.eq i32x4.ne i32x4.lt_s i32x4.lt_u", 0xFD),
+    **_row(59, "i32x4.gt_s i32x4.gt_u i32x4.le_s i32x4.le_u i32x4.ge_s i32x4.ge_u f32x4.eq f32x4.ne", 0xFD),
+    **_row(67, "f32x4.lt f32x4.gt f32x4.le f32x4.ge", 0xFD),
+    **_row(77, "v128.not v128.and v128.andnot v128.or v128.xor v128.bitselect v128.any_true", 0xFD),
+    **_row(84, "v128.load8_lane v128.load16_lane v128.load32_lane v128.load64_lane v128.store8_lane", 0xFD),
+    **_row(89, "v128.store16_lane v128.store32_lane v128.store64_lane v128.load32_zero v128.load64_zero", 0xFD),
+    **_row(96, "i8x16.abs i8x16.neg i8x16.popcnt i8x16.all_true i8x16.bitmask i8x16.narrow_i16x8_s", 0xFD),
+    **_row(102, "i8x16.narrow_i16x8_u f32x4.ceil f32x4.floor f32x4.trunc f32x4.nearest i8x16.shl i8x16.shr_s", 0xFD),
+    **_row(109, "i8x16.shr_u i8x16.add i8x16.add_sat_s i8x16.add_sat_u i8x16.sub", 0xFD),
+    **_row(118, "i8x16.min_s i8x16.min_u i8x16.max_s i8x16.max_u - i8x16.avgr_u", 0xFD),
+    **_row(124, "i16x8.extadd_pairwise_i8x16_s i16x8.extadd_pairwise_i8x16_u", 0xFD),
+    **_row(126, "i32x4.extadd_pairwise_i16x8_s i32x4.extadd_pairwise_i16x8_u i16x8.abs i16x8.neg", 0xFD),
+    **_row(130, "i16x8.q15mulr_sat_s i16x8.all_true i16x8.bitmask i16x8.narrow_i32x4_s i16x8.narrow_i32x4_u", 0xFD),
+    **_row(135, "i16x8.extend_low_i8x16_s i16x8.extend_high_i8x16_s i16x8.extend_low_i8x16_u", 0xFD),
+    **_row(138, "i16x8.extend_high_i8x16_u i16x8.shl i16x8.shr_s i16x8.shr_u i16x8.add", 0xFD),
+    **_row(145, "i16x8.sub - - - i16x8.mul i16x8.min_s i16x8.min_u i16x8.max_s i16x8.max_u", 0xFD),
+    **_row(156, "i16x8.extmul_low_i8x16_s i16x8.extmul_high_i8x16_s i16x8.extmul_low_i8x16_u", 0xFD),
+    **_row(159, "i16x8.extmul_high_i8x16_u i32x4.abs i32x4.neg - i32x4.all_true i32x4.bitmask", 0xFD),
+    **_row(167, "i32x4.extend_low_i16x8_s i32x4.extend_high_i16x8_s i32x4.extend_low_i16x8_u", 0xFD),
+    **_row(170, "i32x4.extend_high_i16x8_u i32x4.shl i32x4.shr_s i32x4.shr_u i32x4.add", 0xFD),
+    **_row(177, "i32x4.sub - - - i32x4.mul i32x4.min_s i32x4.min_u i32x4.max_s i32x4.max_u i32x4.dot_i16x8_s", 0xFD),
+    **_row(188, "i32x4.extmul_low_i16x8_s i32x4.extmul_high_i16x8_s i32x4.extmul_low_i16x8_u", 0xFD),
+    **_row(191, "i32x4.extmul_high_i16x8_u", 0xFD),
+    **_row(206, "i64x2.add", 0xFD),
+    **_row(209, "i64x2.sub", 0xFD),
+    **_row(224, "f32x4.abs f32x4.neg - f32x4.sqrt f32x4.add f32x4.sub f32x4.mul f32x4.div f32x4.min f32x4.max", 0xFD),
+    **_row(234, "f32x4.pmin f32x4.pmax", 0xFD),
+    **_row(248, "i32x4.trunc_sat_f32x4_s i32x4.trunc_sat_f32x4_u f32x4.convert_i32x4_s f32x4.convert_i32x4_u", 0xFD),
+    # relaxed SIMD
+    **_row(0x100, "i8x16.relaxed_swizzle", 0xFD),
+    **_row(0x105, "f32x4.relaxed_madd f32x4.relaxed_nmadd", 0xFD),
+    **_row(0x10B, "i32x4.relaxed_laneselect - f32x4.relaxed_min f32x4.relaxed_max", 0xFD),
+    **_row(0x112, "i16x8.relaxed_dot_i8x16_i7x16_s i32x4.relaxed_dot_i8x16_i7x16_add_s", 0xFD),
+    # threads
+    **_row(0x00, "memory.atomic.notify memory.atomic.wait32", 0xFE),
+    **_row(0x10, "i32.atomic.load", 0xFE),
+    **_row(0x17, "i32.atomic.store", 0xFE),
+    **_row(0x1E, "i32.atomic.rmw.add", 0xFE),
+    **_row(0x25, "i32.atomic.rmw.sub", 0xFE),
+    **_row(0x41, "i32.atomic.rmw.xchg", 0xFE),
+    **_row(0x48, "i32.atomic.rmw.cmpxchg", 0xFE),
+}
+
+_WIDTH = {"8": 0, "16": 1, "32": 2, "64": 3, "v128": 4, "i32": 2, "i64": 3, "f32": 2, "f64": 3}
 
 
-class Value:
-    """Code that pushes one ``type``. Operators work on i32, i64, f32 and f64; ``>>``, ``//`` and comparisons
-    are signed, ``//`` truncates. Other forms: ``op("i32.shr_u", a, b)``."""
-
-    __slots__ = ("code", "type")
-
-    def __init__(self, type: Type, code: bytes) -> None:
-        self.type, self.code = type, code
-
-    def __add__(self, other: Operand) -> Value:
-        return op(f"{self.type}.add", self, other)
-
-    def __radd__(self, other: float) -> Value:
-        return op(f"{self.type}.add", other, self)
-
-    def __sub__(self, other: Operand) -> Value:
-        return op(f"{self.type}.sub", self, other)
-
-    def __rsub__(self, other: float) -> Value:
-        return op(f"{self.type}.sub", other, self)
-
-    def __mul__(self, other: Operand) -> Value:
-        return op(f"{self.type}.mul", self, other)
-
-    def __rmul__(self, other: float) -> Value:
-        return op(f"{self.type}.mul", other, self)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return op(f"{self.type}.div", self, other)
-
-    def __floordiv__(self, other: Operand) -> Value:
-        return op(f"{self.type}.div_s", self, other)
-
-    def __mod__(self, other: Operand) -> Value:
-        return op(f"{self.type}.rem_s", self, other)
-
-    def __and__(self, other: Operand) -> Value:
-        return op(f"{self.type}.and", self, other)
-
-    def __or__(self, other: Operand) -> Value:
-        return op(f"{self.type}.or", self, other)
-
-    def __xor__(self, other: Operand) -> Value:
-        return op(f"{self.type}.xor", self, other)
-
-    def __lshift__(self, other: Operand) -> Value:
-        return op(f"{self.type}.shl", self, other)
-
-    def __rshift__(self, other: Operand) -> Value:
-        return op(f"{self.type}.shr_s", self, other)
-
-    def __lt__(self, other: Operand) -> Value:
-        return op(self._compare("lt"), self, other)
-
-    def __le__(self, other: Operand) -> Value:
-        return op(self._compare("le"), self, other)
-
-    def __gt__(self, other: Operand) -> Value:
-        return op(self._compare("gt"), self, other)
-
-    def __ge__(self, other: Operand) -> Value:
-        return op(self._compare("ge"), self, other)
-
-    def _compare(self, name: str) -> str:
-        return f"{self.type}.{name}_s" if self.type[0] == "i" else f"{self.type}.{name}"
+def natural_align(name: str) -> int:
+    """log2 of the bytes that a memory instruction touches."""
+    kind, _, rest = name.partition(".")
+    if "atomic" in name:
+        return 2
+    if "x8_" in rest or "x4_" in rest or "x2_" in rest:
+        return 3
+    digits = "".join(c for c in rest if c.isdigit())
+    return _WIDTH[digits] if digits else _WIDTH[kind]
 
 
-class Local(Value):
-    """A parameter or a local variable: as a value, its content."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, type: Type, index: int) -> None:
-        super().__init__(type, b"\x20" + leb(index))
-        self.index = index
+_ALIGN = {n: natural_align(n) for n in OPCODES if any(w in n for w in (".load", ".store", "atomic"))}
 
 
 @dataclass(frozen=True, slots=True)
-class Global:
-    """A mutable i32 of one instance (each thread has its own)."""
+class MemoryImport:
+    """``env.memory``; sizes in pages of 64 KiB."""
 
-    index: int
-
-    @property
-    def value(self) -> Value:
-        return Value("i32", b"\x23" + leb(self.index))
-
-
-Operand: TypeAlias = Union[Value, int, float]
-
-
-def i32(value: int) -> Value:
-    """A constant from -2**31 to 2**32 - 1."""
-    assert -(1 << 31) <= value < 1 << 32, value
-    return Value("i32", _I32 + sleb(value - (1 << 32) if value >= 1 << 31 else value))
-
-
-def i64(value: int) -> Value:
-    """A constant from -2**63 to 2**64 - 1."""
-    assert -(1 << 63) <= value < 1 << 64, value
-    return Value("i64", b"\x42" + sleb(value - (1 << 64) if value >= 1 << 63 else value))
-
-
-def f32(value: float) -> Value:
-    return Value("f32", _F32 + pack_f32(value))
-
-
-def f64(value: float) -> Value:
-    return Value("f64", b"\x44" + struct.pack("<d", value))
-
-
-def v128(data: bytes) -> Value:
-    """A constant of 16 bytes."""
-    assert len(data) == 16
-    return Value("v128", b"\xfd\x0c" + data)
-
-
-def i8x16(*lanes: int) -> Value:
-    """A constant; one lane stands for all. Lanes may be signed or unsigned."""
-    return _vector(lanes, 1)
-
-
-def i16x8(*lanes: int) -> Value:
-    return _vector(lanes, 2)
-
-
-def i32x4(*lanes: int) -> Value:
-    return _vector(lanes, 4)
-
-
-def f32x4(*lanes: float) -> Value:
-    return v128(b"".join(pack_f32(x) for x in (lanes * 4 if len(lanes) == 1 else lanes)))
-
-
-def pack_f32(value: float) -> bytes:
-    """The nearest f32's bytes; infinity where there is none."""
-    try:
-        return struct.pack("<f", value)
-    except OverflowError:
-        return struct.pack("<f", float("inf") if value > 0 else float("-inf"))
-
-
-def _vector(lanes: tuple[int, ...], width: int) -> Value:
-    mask = (1 << 8 * width) - 1
-    data = b"".join((x & mask).to_bytes(width, "little") for x in lanes)
-    return v128(data * (16 // width) if len(lanes) == 1 else data)
-
-
-_CONSTANTS: dict[Type, Callable[[float], Value]] = {
-    "i32": lambda x: i32(int(x)),
-    "i64": lambda x: i64(int(x)),
-    "f32": f32,
-    "f64": f64,
-}
-
-
-def value_of(operand: Operand, type: Type) -> Value:
-    """``operand`` as a value of ``type``."""
-    if isinstance(operand, Value):
-        assert operand.type == type, f"{operand.type} where {type} is wanted"
-        return operand
-    return _CONSTANTS[type](operand)
-
-
-def _code(
-    name: str, operands: tuple[Operand, ...], offset: int, align: int | None, lane: int | None
-) -> tuple[bytes, Type | None]:
-    spec = OPCODES[name]
-    assert len(operands) == len(spec.operands), f"{name} takes {spec.operands}"
-    out = b""
-    for operand, wanted in zip(operands, spec.operands, strict=True):
-        if isinstance(operand, Value):
-            assert operand.type == wanted, f"{name}: {operand.type} where {wanted} is wanted"
-            out += operand.code
-        else:
-            out += _CONSTANTS[wanted](operand).code
-    out += spec.code
-    if spec.align >= 0:
-        hint = spec.align if align is None else min(spec.align, align.bit_length() - 1)
-        assert "atomic" not in name or hint == spec.align, f"{name} must be aligned"
-        out += bytes((hint,)) + leb(offset)
-    else:
-        assert offset == 0 and align is None, f"{name} touches no memory"
-    assert spec.lane == (lane is not None), f"{name}: lane"
-    if lane is not None:
-        out += bytes((lane,))
-    return out, spec.result
-
-
-def op(
-    name: str,
-    *operands: Operand,
-    offset: int = 0,
-    align: int | None = None,
-    lane: int | None = None,
-) -> Value:
-    """The result of instruction ``name``. ``offset`` and ``align`` (bytes) for loads."""
-    code, result = _code(name, operands, offset, align, lane)
-    assert result is not None, f"{name} has no result: use Function.do"
-    return Value(result, code)
-
-
-def shuffle(a: Value, b: Value, *lanes: int) -> Value:
-    """``i8x16.shuffle``: 16 byte numbers, 0 to 31."""
-    assert len(lanes) == 16 and a.type == b.type == "v128"
-    return Value("v128", a.code + b.code + b"\xfd\x0d" + bytes(lanes))
-
-
-def select(condition: Operand, a: Value, b: Operand) -> Value:
-    """``a`` where ``condition`` (i32) is not 0, else ``b``; both are computed."""
-    code = a.code + value_of(b, a.type).code + value_of(condition, "i32").code
-    if a.type == "v128":
-        return Value(a.type, code + b"\x1c\x01\x7b")
-    return Value(a.type, code + b"\x1b")
-
-
-def call(function: Function, *args: Operand) -> Value:
-    """The result of a call; ``function`` has exactly one."""
-    assert len(function.results) == 1, function.name
-    return Value(function.results[0], _call(function, args))
-
-
-def _call(function: Function, args: Sequence[Operand]) -> bytes:
-    types = [p.type for p in function.params]
-    assert len(args) == len(types), f"{function.name} takes {types}"
-    code = b"".join(value_of(a, t).code for a, t in zip(args, types, strict=True))
-    return code + b"\x10" + leb(function.index)
-
-
-# --- functions
+    minimum: int
+    maximum: int
+    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A block or loop that is open; ``level`` counts from 1 at the outermost."""
+    """A block to branch to: out of a block or if, back to the start of a loop."""
 
-    level: int
+    depth: int
 
 
 class Function:
-    """A function that is being written. Statements run in the order in which they are called."""
+    """A function in the making. Locals are numbered from the parameters on."""
 
-    def __init__(
-        self,
-        module: Module,
-        name: str,
-        index: int,
-        params: Sequence[Type],
-        results: Sequence[Type],
-    ) -> None:
-        self.module, self.name, self.index = module, name, index
-        self.results = tuple(results)
-        self.params = tuple(Local(t, i) for i, t in enumerate(params))
-        self.body = bytearray()
-        self._locals: list[Type] = []
-        self._level = 0
-        self._ended_if = -1  # where the body was after the end of an ``if``
+    def __init__(self, index: int, params: Sequence[ValueType], results: Sequence[ValueType]) -> None:
+        self.index, self.params, self.results = index, tuple(params), tuple(results)
+        self.code = bytearray()
+        self._locals: list[ValueType] = []
+        self._depth = 0
 
-    def local(self, type: Type) -> Local:
-        """A new variable; zero at the function's start."""
-        self._locals.append(type)
-        return Local(type, len(self.params) + len(self._locals) - 1)
+    def local(self, kind: ValueType) -> int:
+        """A new local's number; it is zero at first."""
+        self._locals.append(kind)
+        return len(self.params) + len(self._locals) - 1
 
-    def let(self, value: Value) -> Local:
-        """A new variable that holds ``value`` as it is now."""
-        local = self.local(value.type)
-        self.set(local, value)
-        return local
+    # --- instructions
 
-    def set(self, local: Local, value: Operand) -> None:
-        self.body += value_of(value, local.type).code + b"\x21" + leb(local.index)
+    def op(self, name: str) -> None:
+        """An instruction without immediates."""
+        self.code += OPCODES[name]
 
-    def set_global(self, variable: Global, value: Operand) -> None:
-        self.body += value_of(value, "i32").code + b"\x24" + leb(variable.index)
+    def get(self, local: int) -> None:
+        self.code += b"\x20" + leb(local)
 
-    def do(
-        self,
-        name: str,
-        *operands: Operand,
-        offset: int = 0,
-        align: int | None = None,
-        lane: int | None = None,
-    ) -> None:
-        """An instruction as a statement: a store, a copy, a fence; a result is dropped."""
-        code, result = _code(name, operands, offset, align, lane)
-        self.body += code if result is None else code + b"\x1a"
+    def set(self, local: int) -> None:
+        self.code += b"\x21" + leb(local)
 
-    def call(self, function: Function, *args: Operand) -> None:
-        """Calls; results are dropped."""
-        self.body += _call(function, args) + b"\x1a" * len(function.results)
+    def tee(self, local: int) -> None:
+        self.code += b"\x22" + leb(local)
 
-    def call_indirect(self, params: Sequence[Type], index: Operand, *args: Operand) -> None:
-        """Calls entry ``index`` of the module's table, a function of ``params`` without a result."""
-        self.body += b"".join(value_of(a, t).code for a, t in zip(args, params, strict=True))
-        number = self.module.type_index(tuple(params), ())
-        self.body += value_of(index, "i32").code + b"\x11" + leb(number) + b"\0"
+    def global_get(self, number: int) -> None:
+        self.code += b"\x23" + leb(number)
 
-    def push(self, value: Value) -> None:
-        """Leaves ``value`` on the stack: the function's result, as its last statement."""
-        self.body += value.code
+    def global_set(self, number: int) -> None:
+        self.code += b"\x24" + leb(number)
 
-    def return_(self, value: Value | None = None) -> None:
-        self.body += (value.code if value is not None else b"") + b"\x0f"
+    def i32(self, value: int) -> None:
+        """A constant; unsigned values up to 2^32 - 1 are taken as their bits."""
+        self.code += b"\x41" + sleb(value - (1 << 32) if value >= 1 << 31 else value)
+
+    def i64(self, value: int) -> None:
+        self.code += b"\x42" + sleb(value)
+
+    def f32(self, value: float) -> None:
+        self.code += b"\x43" + struct.pack("<f", value)
+
+    def f64(self, value: float) -> None:
+        self.code += b"\x44" + struct.pack("<d", value)
+
+    def v128(self, data: bytes) -> None:
+        """A constant of 16 bytes."""
+        assert len(data) == 16
+        self.code += OPCODES["v128.const"] + data
+
+    def f32x4(self, value: float) -> None:
+        """A constant in all four lanes."""
+        self.v128(struct.pack("<f", value) * 4)
+
+    def i32x4(self, value: int) -> None:
+        """A constant in all four lanes."""
+        self.v128((value & 0xFFFFFFFF).to_bytes(4, "little") * 4)
+
+    def mem(self, name: str, offset: int = 0, align: int | None = None, lane: int | None = None) -> None:
+        """A load, store or atomic; ``align`` is log2 of the bytes, natural by default (0 for v128)."""
+        natural = _ALIGN[name]
+        at = (0 if name.startswith("v128") else natural) if align is None else align
+        self.code += OPCODES[name] + leb(at) + leb(offset)
+        if lane is not None:
+            self.code.append(lane)
+
+    def lane(self, name: str, lane: int) -> None:
+        """``extract_lane`` and ``replace_lane``."""
+        self.code += OPCODES[name]
+        self.code.append(lane)
+
+    def shuffle(self, lanes: Sequence[int]) -> None:
+        """Bytes of the two operands: 0-15 of the first, 16-31 of the second."""
+        assert len(lanes) == 16
+        self.code += OPCODES["i8x16.shuffle"] + bytes(lanes)
+
+    def memory_copy(self) -> None:
+        """(target, source, bytes)"""
+        self.code += b"\xfc\x0a\x00\x00"
+
+    def memory_fill(self) -> None:
+        """(target, byte, bytes)"""
+        self.code += b"\xfc\x0b\x00"
+
+    def fence(self) -> None:
+        self.code += b"\xfe\x03\x00"
+
+    def call(self, function: Function) -> None:
+        self.code += b"\x10" + leb(function.index)
+
+    def call_indirect(self, type_index: int) -> None:
+        """Through table 0."""
+        self.code += b"\x11" + leb(type_index) + b"\x00"
 
     # --- control
 
-    @contextmanager
-    def block(self) -> Iterator[Label]:
-        """``br`` to its label leaves it."""
-        yield self._open(b"\x02\x40")
-        self._close()
-
-    @contextmanager
-    def loop(self) -> Iterator[Label]:
-        """``br`` to its label starts it again; it ends by itself at its end."""
-        yield self._open(b"\x03\x40")
-        self._close()
-
-    @contextmanager
-    def if_(self, condition: Operand) -> Iterator[Label]:
-        yield self._open(value_of(condition, "i32").code + b"\x04\x40")
-        self._close()
-        self._ended_if = len(self.body)
-
-    @contextmanager
-    def else_(self) -> Iterator[Label]:
-        """Directly after the end of an ``if_``."""
-        assert self._ended_if == len(self.body), "else_ without an if_ before it"
-        self.body[-1] = 0x05
-        self._level += 1
-        yield Label(self._level)
-        self._close()
-
     def br(self, label: Label) -> None:
-        self.body += b"\x0c" + leb(self._depth(label))
+        self.code += b"\x0c" + leb(self._depth - label.depth)
 
-    def br_if(self, label: Label, condition: Operand) -> None:
-        self.body += value_of(condition, "i32").code + b"\x0d" + leb(self._depth(label))
+    def br_if(self, label: Label) -> None:
+        self.code += b"\x0d" + leb(self._depth - label.depth)
 
-    def br_table(self, labels: Sequence[Label], default: Label, index: Operand) -> None:
-        """To ``labels[index]``, or to ``default`` beyond their end."""
-        self.body += value_of(index, "i32").code + b"\x0e" + leb(len(labels))
+    def br_table(self, labels: Sequence[Label], default: Label) -> None:
+        self.code += b"\x0e" + leb(len(labels))
         for label in (*labels, default):
-            self.body += leb(self._depth(label))
+            self.code += leb(self._depth - label.depth)
 
     @contextmanager
-    def for_range(
-        self, start: Operand, end: Operand, step: Operand = 1, local: Local | None = None
-    ) -> Iterator[Local]:
-        """Counts ``local`` (a new one by default) from ``start`` while it is below ``end``, signed.
+    def block(self, result: ValueType | None = None) -> Iterator[Label]:
+        yield from self._structured(0x02, result)
 
-        ``end`` and ``step`` are computed once (a local given as one is read again and must not change).
-        After the loop the local is ``end`` or the first value above.
-        """
-        i = local or self.local("i32")
-        self.set(i, start)
-        end, step = self._kept(end), self._kept(step)
-        with self.if_(i < end), self.loop() as again:
-            yield i
-            self.set(i, i + step)
-            self.br_if(again, i < end)
+    @contextmanager
+    def loop(self, result: ValueType | None = None) -> Iterator[Label]:
+        yield from self._structured(0x03, result)
 
-    def _kept(self, value: Operand) -> Operand:
-        simple = isinstance(value, (Local, int, float))
-        return value if simple else self.let(value_of(value, "i32"))
+    @contextmanager
+    def if_(self, result: ValueType | None = None) -> Iterator[Label]:
+        yield from self._structured(0x04, result)
 
-    def _open(self, code: bytes) -> Label:
-        self.body += code
-        self._level += 1
-        return Label(self._level)
+    def else_(self) -> None:
+        self.code.append(0x05)
 
-    def _close(self) -> None:
-        self.body.append(0x0B)
-        self._level -= 1
+    def _structured(self, opcode: int, result: ValueType | None) -> Iterator[Label]:
+        self.code += bytes([opcode, _TYPES[result] if result else _VOID])
+        self._depth += 1
+        yield Label(self._depth)
+        self._depth -= 1
+        self.code.append(0x0B)
 
-    def _depth(self, label: Label) -> int:
-        assert 0 < label.level <= self._level, "a branch to a block that is closed"
-        return self._level - label.level
+    @contextmanager
+    def for_range(self, counter: int, end: int, step: int = 1) -> Iterator[Label]:
+        """``while counter < end`` (locals, signed): the body, then ``counter += step``. The label leaves the loop.
+        The caller sets ``counter`` first."""
+        with self.block() as done:
+            with self.loop() as again:
+                self.get(counter)
+                self.get(end)
+                self.op("i32.ge_s")
+                self.br_if(done)
+                yield done
+                self.get(counter)
+                self.i32(step)
+                self.op("i32.add")
+                self.set(counter)
+                self.br(again)
 
-    def encode(self) -> bytes:
-        """The entry of the code section."""
-        assert self._level == 0
-        runs: list[tuple[int, Type]] = []
-        for type in self._locals:
-            if runs and runs[-1][1] == type:
-                runs[-1] = (runs[-1][0] + 1, type)
+    def body(self) -> bytes:
+        """Locals, code, end; with its length in front."""
+        groups: list[tuple[int, str]] = []
+        for kind in self._locals:
+            if groups and groups[-1][1] == kind:
+                groups[-1] = (groups[-1][0] + 1, kind)
             else:
-                runs.append((1, type))
-        head = leb(len(runs)) + b"".join(leb(n) + bytes((TYPE_CODES[t],)) for n, t in runs)
-        return leb(len(head) + len(self.body) + 1) + head + bytes(self.body) + b"\x0b"
-
-
-# --- modules
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """The imported memory, in pages of 64 KiB."""
-
-    min: int
-    max: int = MAX_PAGES
-    shared: bool = False
-    module: str = "env"
-    name: str = "memory"
+                groups.append((1, kind))
+        head = leb(len(groups)) + b"".join(leb(n) + bytes([_TYPES[k]]) for n, k in groups)
+        data = head + bytes(self.code) + b"\x0b"
+        return leb(len(data)) + data
 
 
 class Module:
-    """Functions over one imported memory, mutable i32 globals, at most one table and data segments."""
+    """A module with one imported memory, functions, i32 globals and at most one table."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: MemoryImport | None = None) -> None:
         self.memory = memory
         self.functions: list[Function] = []
-        self._types: dict[tuple[tuple[Type, ...], tuple[Type, ...]], int] = {}
-        self._exports: list[tuple[str, int]] = []
-        self._helpers: dict[str, Function] = {}
+        self._types: dict[tuple[tuple[ValueType, ...], tuple[ValueType, ...]], int] = {}
+        self._exports: list[tuple[str, Function]] = []
         self._globals: list[int] = []
-        self._table: list[Function] = []
-        self._data: list[tuple[int, bytes]] = []
+        self._elements: list[Function] = []
+
+    def type_index(self, params: Sequence[ValueType], results: Sequence[ValueType] = ()) -> int:
+        return self._types.setdefault((tuple(params), tuple(results)), len(self._types))
 
     def function(
         self,
-        name: str,
-        params: Sequence[Type] = (),
-        results: Sequence[Type] = (),
-        export: bool = False,
+        params: Sequence[ValueType] = (),
+        results: Sequence[ValueType] = (),
+        export: str | None = None,
     ) -> Function:
-        """A new function; ``name`` is its export's."""
-        made = Function(self, name, len(self.functions), params, results)
-        self.functions.append(made)
-        if export:
-            self._exports.append((name, made.index))
-        return made
+        function = Function(len(self.functions), params, results)
+        self.type_index(params, results)
+        self.functions.append(function)
+        if export is not None:
+            self._exports.append((export, function))
+        return function
 
-    def helper(
-        self,
-        name: str,
-        params: Sequence[Type],
-        results: Sequence[Type],
-        write: Callable[[Function], None],
-    ) -> Function:
-        """The module's one function ``name``; ``write`` fills it at the first call."""
-        if name not in self._helpers:
-            self._helpers[name] = made = self.function(name, params, results)
-            write(made)
-        return self._helpers[name]
+    def global_i32(self, value: int = 0) -> int:
+        """A mutable global's number."""
+        self._globals.append(value)
+        return len(self._globals) - 1
 
-    def global_(self, initial: int = 0) -> Global:
-        self._globals.append(initial)
-        return Global(len(self._globals) - 1)
-
-    def in_table(self, function: Function) -> int:
-        """Appends to the table of ``call_indirect``; the index there."""
-        self._table.append(function)
-        return len(self._table) - 1
-
-    def data(self, offset: int, content: bytes) -> None:
-        """Bytes that every instantiation writes at ``offset``."""
-        self._data.append((offset, content))
-
-    def type_index(self, params: tuple[Type, ...], results: tuple[Type, ...]) -> int:
-        return self._types.setdefault((params, results), len(self._types))
+    def table_slot(self, function: Function) -> int:
+        """The number of ``function`` in table 0."""
+        self._elements.append(function)
+        return len(self._elements) - 1
 
     def encode(self) -> bytes:
         """The module's bytes."""
-        types = [
-            self.type_index(tuple(p.type for p in f.params), f.results) for f in self.functions
-        ]
-        signatures = [
-            b"\x60"
-            + _vec([bytes((TYPE_CODES[t],)) for t in side[0]])
-            + _vec([bytes((TYPE_CODES[t],)) for t in side[1]])
-            for side in self._types
-        ]
-        m = self.memory
-        memory = _name(m.module) + _name(m.name) + b"\x02" + bytes((3 if m.shared else 1,))
-        memory += leb(m.min) + leb(m.max)
-        table = leb(len(self._table))
-        element = b"\x00\x41\x00\x0b" + _vec([leb(f.index) for f in self._table])
-        return b"\0asm\x01\0\0\0" + b"".join(
-            (
-                _section(1, signatures),
-                _section(2, [memory]),
-                _section(3, [leb(t) for t in types]),
-                _section(4, [b"\x70\x01" + table + table] if self._table else []),
-                _section(6, [b"\x7f\x01\x41" + sleb(g) + b"\x0b" for g in self._globals]),
-                _section(7, [_name(name) + b"\0" + leb(index) for name, index in self._exports]),
-                _section(9, [element] if self._table else []),
-                _section(10, [f.encode() for f in self.functions]),
-                _section(
-                    11, [b"\0\x41" + sleb(at) + b"\x0b" + leb(len(d)) + d for at, d in self._data]
-                ),
-            )
-        )
+        types = [_function_type(*key) for key in self._types]
+        kinds = [leb(self._types[(f.params, f.results)]) for f in self.functions]
+        out = b"\0asm\x01\0\0\0" + _section(1, types)
+        if self.memory is not None:
+            m = self.memory
+            limits = bytes([3 if m.shared else 1]) + leb(m.minimum) + leb(m.maximum)
+            out += _section(2, [_name("env") + _name("memory") + b"\x02" + limits])
+        out += _section(3, kinds)
+        if self._elements:
+            count = leb(len(self._elements))
+            out += _section(4, [b"\x70\x01" + count + count])
+        if self._globals:
+            out += _section(6, [b"\x7f\x01\x41" + sleb(v) + b"\x0b" for v in self._globals])
+        out += _section(7, [_name(n) + b"\x00" + leb(f.index) for n, f in self._exports])
+        if self._elements:
+            indices = b"".join(leb(f.index) for f in self._elements)
+            out += _section(9, [b"\x00\x41\x00\x0b" + leb(len(self._elements)) + indices])
+        return out + _section(10, [f.body() for f in self.functions])
 
 
-def _vec(items: list[bytes]) -> bytes:
-    return leb(len(items)) + b"".join(items)
+def _function_type(params: Sequence[ValueType], results: Sequence[ValueType]) -> bytes:
+    def types(kinds: Sequence[ValueType]) -> bytes:
+        return leb(len(kinds)) + bytes(_TYPES[k] for k in kinds)
+
+    return b"\x60" + types(params) + types(results)
 
 
-def _section(number: int, items: list[bytes]) -> bytes:
+def _name(text: str) -> bytes:
+    data = text.encode()
+    return leb(len(data)) + data
+
+
+def _section(number: int, items: Sequence[bytes]) -> bytes:
     if not items:
         return b""
-    content = _vec(items)
-    return bytes((number,)) + leb(len(content)) + content
-
-
-def _name(name: str) -> bytes:
-    data = name.encode()
-    return leb(len(data)) + data
+    data = leb(len(items)) + b"".join(items)
+    return bytes([number]) + leb(len(data)) + data
