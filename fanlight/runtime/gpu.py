@@ -10,13 +10,19 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fanlight import shapes
-from fanlight.errors import AbortedError, DeviceError, FanlightError, MissingDependencyError, PlanError
+from fanlight.errors import (
+    AbortedError,
+    DeviceError,
+    FanlightError,
+    MissingDependencyError,
+    PlanError,
+)
 from fanlight.plan import (
     LOAD_DIMS,
     STAGING,
@@ -113,7 +119,7 @@ async def load(
 
 def _wgpu() -> Any:
     try:
-        import wgpu
+        import wgpu  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingDependencyError(
             "WebGPU in CPython needs wgpu", hint="pip install 'fanlight[native]'"
@@ -323,7 +329,7 @@ class GpuSession:
 
     async def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """See ``Session.repeat``. Other calls may come between two of its runs."""
         behind: list[tuple[Any, Any, int]] = []
         try:
@@ -376,7 +382,9 @@ class GpuSession:
                 raise PlanError("not an input or a state", got=name, wanted=wanted)
             if len(data) > self._bytes[name]:
                 where = f"buffer {name}"
-                raise PlanError("too many bytes", where=where, got=len(data), wanted=self._bytes[name])
+                raise PlanError(
+                    "too many bytes", where=where, got=len(data), wanted=self._bytes[name]
+                )
         for name, value in dims.items():
             self._set_dim(name, value)
         for name, data in feeds.items():
@@ -505,15 +513,15 @@ class GpuSession:
             return
         if offset + len(data) > self._bytes[name]:
             got = offset + len(data)
-            raise PlanError("too many bytes", where=f"buffer {name}", got=got, wanted=self._bytes[name])
+            raise PlanError(
+                "too many bytes", where=f"buffer {name}", got=got, wanted=self._bytes[name]
+            )
         self._submit()
         if len(data) % 4:
             data = bytes(data) + b"\0" * (-len(data) % 4)
         self._queue.write_buffer(self._buffers[name], offset, data)
 
-    def _start_read(
-        self, name: str, offset: int, length: int | None
-    ) -> tuple[Any, Any, int]:
+    def _start_read(self, name: str, offset: int, length: int | None) -> tuple[Any, Any, int]:
         """Submits what is encoded and a copy of the bytes. Returns buffer, promise and length."""
         if name not in self._buffers:
             raise PlanError("no such buffer", got=name)

@@ -17,8 +17,7 @@ from fanlight.errors import (
     PlanError,
     TruncatedError,
 )
-from fanlight.plan import Buffer, Dispatch, FileSource, Kernel, Loop, Plan, Weight
-from fanlight.plan import DimSpec
+from fanlight.plan import Buffer, DimSpec, Dispatch, FileSource, Kernel, Loop, Plan, Weight
 from fanlight.runtime import gpu
 from fanlight.runtime.session import Progress
 from fanlight.shapes import Dim
@@ -101,7 +100,7 @@ def test_repeat_reads_behind_in_order_and_stops() -> None:
                 break
             await session.run("main", {}, {"steps": 0})  # other calls may come between
             await session.run("main", {}, {"steps": 3})
-        await iterator.aclose()  # type: ignore[attr-defined]
+        await iterator.aclose()
         assert struct.unpack("<I", await session.read("n"))[0] < 60
 
     use(counter(), work)

@@ -37,12 +37,41 @@ def rule(
     value = "vec2<u32>(bitcast<u32>(b0[row * SIZE + i]), i + 1u)"
     result = "b1[row] = i32(max(best.y, 1u)) - 1;"
     if maximum(n) < _LONG:
-        return [_stage("argmax", (x.buffer, output.buffer), ("array<f32>", "array<i32>"), rows, n, 1, value, result)]
+        return [
+            _stage(
+                "argmax",
+                (x.buffer, output.buffer),
+                ("array<f32>", "array<i32>"),
+                rows,
+                n,
+                1,
+                value,
+                result,
+            )
+        ]
     scratch = context.scratch(binary("*", rows, SLICES * 8))
     pairs = "b0[row * SIZE + i]"
     return [
-        _stage("argmax_slice", (x.buffer, scratch), ("array<f32>", _PAIRS), rows, n, SLICES, value, "b1[group_at] = best;"),
-        _stage("argmax_merge", (scratch, output.buffer), (_PAIRS, "array<i32>"), rows, SLICES, 1, pairs, result),
+        _stage(
+            "argmax_slice",
+            (x.buffer, scratch),
+            ("array<f32>", _PAIRS),
+            rows,
+            n,
+            SLICES,
+            value,
+            "b1[group_at] = best;",
+        ),
+        _stage(
+            "argmax_merge",
+            (scratch, output.buffer),
+            (_PAIRS, "array<i32>"),
+            rows,
+            SLICES,
+            1,
+            pairs,
+            result,
+        ),
     ]
 
 
@@ -74,5 +103,3 @@ def _stage(
     bindings = (Binding(types[0], "read"), Binding(types[1], "read_write"))
     kernel = text.kernel(label, code, bindings, (rows, n))
     return WgslLaunch(kernel, buffers, text.fold_grid(binary("*", rows, slices)))
-
-

@@ -47,7 +47,9 @@ class Row:
         return 4 * len(self.at)
 
 
-_F16 = "fn half_of(word: u32, i: u32) -> f32 { return unpack2x16float(word >> ((i & 1u) * 16u)).x; }\n"
+_F16 = (
+    "fn half_of(word: u32, i: u32) -> f32 { return unpack2x16float(word >> ((i & 1u) * 16u)).x; }\n"
+)
 _NIBBLES = """fn low4(w: u32) -> vec4<f32> { return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u)); }
 fn high4(w: u32) -> vec4<f32> { return vec4<f32>((vec4<u32>(w) >> vec4<u32>(4u, 12u, 20u, 28u)) & vec4<u32>(15u)); }
 """
@@ -203,7 +205,9 @@ ROWS: dict[str, Row] = {
     + q6_scale(unit, g + 6u) * ({" + ".join(f"dot(six(high4(b.{c}), t.{c} >> 6u), x[{i + 12}])" for i, c in enumerate("xyzw"))});
   return half_of(P1[unit >> 1u], unit) * sum;""",
         tuple(
-            f"(s / 2u) * 32u + (s & 1u) * 4u + {part * 8 + i}u" for part in range(4) for i in range(4)
+            f"(s / 2u) * 32u + (s & 1u) * 4u + {part * 8 + i}u"
+            for part in range(4)
+            for i in range(4)
         ),
     ),
 }

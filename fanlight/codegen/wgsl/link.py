@@ -53,5 +53,5 @@ def link(launch: WgslLaunch, dims: Sequence[DimSpec]) -> tuple[plan.Kernel, tupl
             value = f"u32(b{first + extra.index(spec.buffer)}[{spec.offset // 4}])"
         lines.append(f"fn {accessor(spec.dim)}() -> u32 {{ return {value}; }}")
     code = "\n".join(lines) + "\n" + kernel.text
-    access = tuple(b.access for b in kernel.bindings) + ("read",) * len(extra)
+    access: tuple[plan.Access, ...] = (*(b.access for b in kernel.bindings), *["read"] * len(extra))
     return plan.Kernel(kernel.name, code, access, has_host, kernel.features), extra

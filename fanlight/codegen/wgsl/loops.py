@@ -36,8 +36,8 @@ _PACKING: dict[str, tuple[int, str, str]] = {
 }
 
 _INFIX = {
-    **{"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|"},
-    **{"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="},
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|",
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
 }
 _FUNCTION = {
     **{name: name for name in ("max", "min", "abs", "sqrt", "floor", "ceil", "round")},
@@ -95,9 +95,7 @@ def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WgslLaunch:
 
 def _wants_team(kernel: LoopKernel) -> bool:
     extents = [maximum(e.extent) for e in loops.walk(kernel.value) if isinstance(e, Reduce)]
-    return max(extents, default=0) >= _TEAM_EXTENT and (
-        maximum(kernel.elements) <= _TEAM_ELEMENTS
-    )
+    return max(extents, default=0) >= _TEAM_EXTENT and (maximum(kernel.elements) <= _TEAM_ELEMENTS)
 
 
 def _load_function(param: int, dtype: DType) -> str:
@@ -114,7 +112,9 @@ def _element_body(kernel: LoopKernel, writer: _Writer, width: int) -> str:
     if moved:
         start = _Writer(kernel, False)
         offset = start.value(kernel.offset)
-        element += f"fn offset() -> i32 {{\n  let flat = 0i;\n{start.text()}  return {offset};\n}}\n"
+        element += (
+            f"fn offset() -> i32 {{\n  let flat = 0i;\n{start.text()}  return {offset};\n}}\n"
+        )
     out = f"b{len(kernel.inputs)}"
     at = f"u32(offset()) / {width}u + word" if moved else "word"
     bits = _PACKING[kernel.output.name][2]

@@ -59,7 +59,9 @@ def fold_grid(workgroups: Size) -> tuple[Size, Size, Size]:
 
 def accessor(dim: Dim) -> str:
     """The name of the function that reads ``dim``; letters that WGSL lacks are spelt out."""
-    spelt = "".join(c if c.isascii() and c.isalnum() or c == "_" else f"_{ord(c):x}_" for c in dim.name)
+    spelt = "".join(
+        c if (c.isascii() and c.isalnum()) or c == "_" else f"_{ord(c):x}_" for c in dim.name
+    )
     return f"dim_{spelt}"
 
 
@@ -83,7 +85,7 @@ def size_u32(size: Size) -> str:
     return f"{size}u" if isinstance(size, int) else f"u32({size_i32(size)})"
 
 
-def literal(value: float | int | bool, scalar: str) -> str:
+def literal(value: float | bool, scalar: str) -> str:
     """``value`` as a WGSL expression of type ``scalar``, floats rounded to f32 first."""
     if scalar == "bool":
         return "true" if value else "false"

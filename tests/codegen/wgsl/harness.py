@@ -16,9 +16,9 @@ from fanlight.codegen.wgsl.table import TARGET
 from fanlight.dtypes import DTYPES
 from fanlight.kernels.launch import Launch, WgslLaunch
 from fanlight.kernels.target import Context, Operand, Part, Storage
-from fanlight.plan import Buffer, Dispatch, DimSpec, FileSource, Plan, Weight
+from fanlight.plan import Buffer, DimSpec, Dispatch, FileSource, Plan, Weight
 from fanlight.runtime import gpu
-from fanlight.shapes import Dim, Size, product
+from fanlight.shapes import Dim, Size, ceildiv, product
 
 Array = NDArray[Any]
 FIRST, COUNT = Dim("unit_first", "host", 1 << 30), Dim("unit_count", "host", 1 << 30)
@@ -69,7 +69,7 @@ class Bench:
     def empty(self, name: str, dtype: str, shape: Sequence[Size]) -> Operand:
         """A state for a result."""
         size = product(tuple(shape)) * DTYPES[dtype].bytes
-        rounded = plans.shapes.ceildiv(size, 4) * 4
+        rounded = ceildiv(size, 4) * 4
         self.buffers[name] = Buffer(name, "state", rounded, dtype, tuple(shape))
         return self._operand(name, dtype, shape)
 

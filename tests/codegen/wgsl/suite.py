@@ -13,8 +13,8 @@ from fanlight.kernels.loops import FUNCTIONS, Axis, LoopKernel, Reduce, apply
 from fanlight.plan import DimSpec, Kernel
 from fanlight.shapes import Dim
 from tests.codegen.wgsl.harness import Bench
-from tests.graphs import POS, T, random_graph
 from tests.codegen.wgsl.test_loops import lower_graph
+from tests.graphs import POS, T, random_graph
 
 ROWS = Dim("rows", "host", 130)
 PLACE = Dim("place", "device", 2048)

@@ -14,8 +14,8 @@ import pytest
 from fanlight.codegen.wgsl import blocks
 from fanlight.dtypes import DTYPES
 from fanlight.kernels.target import NotYet
-from fanlight.shapes import Dim
 from fanlight.plan import DimSpec
+from fanlight.shapes import Dim
 from tests.codegen.wgsl.harness import Array, Bench, f32, nmse
 
 STORED = list(blocks.ROWS)

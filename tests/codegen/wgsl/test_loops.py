@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fanlight.codegen.wgsl import loops as wgsl
+from fanlight.codegen.wgsl.table import TARGET
 from fanlight.dtypes import DTYPES
 from fanlight.ir.graph import Node
 from fanlight.ir.interpreter import MEANINGS, Interpreter
@@ -16,7 +17,6 @@ from fanlight.kernels import loops
 from fanlight.kernels.loops import FUNCTIONS, Axis, LoopKernel, Reduce, apply, extent, integer
 from fanlight.kernels.lower import Lowered, lower
 from fanlight.kernels.target import Context, Operand, Part
-from fanlight.codegen.wgsl.table import TARGET
 from fanlight.plan import Buffer, DimSpec
 from fanlight.shapes import Dim, evaluate, maximum, product
 from tests.codegen.wgsl.harness import Array, Bench
@@ -200,7 +200,10 @@ def lower_graph(
     bench: Bench, made: RandomGraph, dims: dict[str, int], seed: int
 ) -> tuple[Lowered, Values, Values, Values]:
     """``made`` lowered for WebGPU into ``bench``; the values of its weights, states and inputs."""
-    weights, states = random_values(made.weights, seed, {}), random_values(made.states, seed + 2, {})
+    weights, states = (
+        random_values(made.weights, seed, {}),
+        random_values(made.states, seed + 2, {}),
+    )
     feeds = random_values(made.inputs, seed + 1, dims)
     bench.value("position", np.array([dims["pos"]], "<i4"), "i32")
     operands = {}
