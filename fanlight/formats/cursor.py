@@ -15,7 +15,7 @@ from typing import overload
 from fanlight.errors import FormatError, TruncatedError
 
 MAX_HEADER = 1 << 26  # bytes; 262,000 tokens with their merges and scores take about 20 MB
-MAX_STRINGS = 1 << 21  # in all arrays of a header; 262,000 tokens have about 600,000 merges
+MAX_STRINGS = 1 << 20  # in all arrays of a header; 262,000 tokens have about 600,000 merges
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
