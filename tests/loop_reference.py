@@ -1,8 +1,8 @@
 """The meaning of loop kernels, in numpy, and a target that runs them: holds ``kernels/lower.py``.
 
 In: what ``lower`` gives for :class:`NumpyTarget`. Out: the buffers after all launches. Temporaries
-lie in arena slots full of garbage, and a narrow store clobbers the rest of its last word, as a GPU's
-would. Nothing here knows about graphs.
+lie in arena slots full of garbage, and a narrow store clobbers the rest of its last word, as on a
+GPU. Nothing here knows about graphs.
 """
 
 from __future__ import annotations

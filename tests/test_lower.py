@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from fanlight.kernels.memory import assign
 from fanlight.kernels.target import LOOP, Context, Operand, Part
 from fanlight.shapes import Dim, evaluate, maximum, product
 from tests.graphs import POS, RandomGraph, T, random_graph, random_values
-from tests.loop_reference import NUMPY, NumpyTarget, run_launches
+from tests.loop_reference import NUMPY, NumpyLaunch, NumpyTarget, run_launches
 
 Array = NDArray[Any]
 SEEDS = 400
@@ -199,7 +199,7 @@ def test_narrow_rows_that_are_not_whole_words_are_refused() -> None:
 
 def _launch_names(graph: Graph) -> list[str]:
     out = lower(graph, NumpyTarget(), {}, lambda n: "c", Context(frozenset(), _no_scratch), "t")
-    return [x.name.split("_")[0] for x in out.launches]
+    return [cast(NumpyLaunch, x).name.split("_")[0] for x in out.launches]
 
 
 def test_a_chain_is_one_kernel() -> None:

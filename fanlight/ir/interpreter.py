@@ -64,10 +64,22 @@ class Interpreter:
             attrs = {k: _attr(v, dims) for k, v in node.attrs.items()}
             value = MEANINGS[node.op](np, args, attrs)
         if node.dtype.kind == "float" or node.dtype.kind == "block":
-            half = node.dtype.name == "f16"
-            value = value.astype("f2") if half else value
-            return value.astype("f8" if self.precise else "f4")
-        return value.astype(_NUMPY[node.dtype.name])
+            if node.dtype.name == "f16":
+                value = value.astype("f2")
+            elif node.dtype.name == "bf16":
+                value = _bf16(np, value)
+            kind = "f8" if self.precise else "f4"
+        else:
+            kind = _NUMPY[node.dtype.name]
+        out: Array = np.asarray(value).astype(kind, copy=False)
+        return out
+
+
+def _bf16(np: Any, x: Any) -> Any:
+    """The nearest bf16 values, ties to even; NaN stays NaN."""
+    bits = x.astype("f4").view("u4")
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return np.where(np.isnan(x), x, rounded.astype("u4").view("f4"))
 
 
 def _attr(value: Any, dims: Mapping[str, int]) -> Any:

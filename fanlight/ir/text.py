@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fanlight import shapes
-from fanlight.errors import GraphError
+from fanlight.errors import GraphError, PlanError
 from fanlight.ir.graph import Graph, Node, dims_in, type_text
 from fanlight.ir.ops import OPS, apply, dtype_named
 from fanlight.shapes import Dim
@@ -71,7 +71,7 @@ def parse_graph(text: str) -> Graph:
                 table[match[2]] = values[int(match[3])]
             else:
                 raise GraphError("not a line of a graph", got=repr(line))
-        except GraphError as error:
+        except (GraphError, PlanError) as error:
             raise GraphError(str(error), where=where) from error
         except (KeyError, ValueError) as error:
             raise GraphError(f"malformed line: {error!r}", where=where) from error
