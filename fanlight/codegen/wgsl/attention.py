@@ -1,8 +1,8 @@
-"""Causal grouped-query attention over a cache: q f32 [T, H, D], k and v [C, Hk, D] → f32 [T, H * D].
+"""Causal grouped-query attention: q f32 [T, H, D], caches k and v [C, Hk, D] → f32 [T, H * D].
 
-Row t sees positions 0 … start + t. One workgroup for each row and head goes through the positions a block
-at a time with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv
-2205.14135), so its memory doesn't grow with the length. D is a multiple of 4, at most 256.
+Row t sees positions 0 … start + t. One workgroup for each row and head goes through the positions
+a block at a time with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867; Dao et
+al., arXiv 2205.14135): its memory doesn't grow with the length. D is a multiple of 4, at most 256.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ def _text(
     teams = threads // quads
     read = blocks.reader(k.dtype, "k", 1, f"{quads}u")
     read += blocks.reader(v.dtype, "v", 2, f"{quads}u")
+    loads = "\n".join(  # four at a time: one load's latency, not four
+        f"""        let j{u} = i + {u * teams}u;
+        let p{u} = select(0.0, weights[min(j{u}, {threads - 1}u)], j{u} < size);
+        let v{u} = v_quad((base + min(j{u}, size - 1u)) * {groups}u + kv, quad);"""
+        for u in range(4)
+    )
     body = f"""  let head = {text.GROUP} % {heads}u;
   let t = {text.GROUP} / {heads}u;
   if (t >= {text.size_u32(rows)}) {{ return; }}
@@ -90,8 +96,9 @@ def _text(
     sum *= shrink;
     let size = min({threads}u, length - base);
     if (team < {teams}u) {{
-      for (var i = team; i < size; i += {teams}u) {{
-        sum += weights[i] * v_quad((base + i) * {groups}u + kv, quad);
+      for (var i = team; i < size; i += {4 * teams}u) {{
+{loads}
+        sum += p0 * v0 + p1 * v1 + p2 * v2 + p3 * v3;
       }}
     }}
     highest = now;

@@ -1,7 +1,8 @@
 """LoopKernel → WGSL. One invocation writes one element, or one 32-bit word of a narrower output.
 
-Where a kernel has few elements and long reductions, one workgroup computes one element together. Inside,
-each expression becomes one ``let``; equal ones in one scope are one. Not here: anything with two outputs.
+Where a kernel has few elements and long reductions, one workgroup computes one element together.
+Inside, each expression becomes one ``let``; equal ones in one scope are one. Not here: anything
+with two outputs.
 """
 
 from __future__ import annotations
@@ -35,15 +36,11 @@ _PACKING: dict[str, tuple[int, str, str]] = {
     "bool": (4, "(extractBits(B[i >> 2u], (i & 3u) * 8u, 8u) != 0u)", "select(0u, 1u, v)"),
 }
 
-_INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|",
-    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
-}
-_FUNCTION = {
-    **{name: name for name in ("max", "min", "abs", "sqrt", "floor", "ceil", "round")},
-    **{name: f"fl_{name}" for name in ("exp", "log", "pow", "tanh", "sigmoid", "silu", "erf")},
-    "rsqrt": "inverseSqrt",
-}
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|"}
+_INFIX |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_FUNCTION = {name: name for name in "max min abs sqrt floor ceil round".split()}
+_FUNCTION |= {name: f"fl_{name}" for name in "exp log pow tanh sigmoid silu erf".split()}
+_FUNCTION["rsqrt"] = "inverseSqrt"
 _FORM = {
     "not": "!{0}",
     "neg": "-{0}",
@@ -56,6 +53,7 @@ _SPECIAL = {
     ("max", "bool"): "{0} | {1}",
     ("min", "bool"): "{0} & {1}",
     ("neg", "u32"): "0u - {0}",
+    ("mod", "i32"): "{0} - {0} / {1} * {1}",  # % of negative values differs on NVIDIA's Vulkan
 }
 
 
@@ -65,7 +63,7 @@ def _combine(kind: str, scalar: str) -> str:
 
 
 def function_text(name: str, args: list[str], scalar: str) -> str:
-    """The WGSL expression of an elementwise op on ``scalar``. Raises KeyError for one that is not here."""
+    """The WGSL expression of an elementwise op on ``scalar``. KeyError for one that is not here."""
     if (name, scalar) in _SPECIAL:
         return _SPECIAL[name, scalar].format(*args)
     if name in _INFIX:

@@ -1,9 +1,9 @@
 """y = x @ w.T: x f32 [..., K], w [N, K] of any stored dtype, y f32 [..., N]; sums in f32.
 
 One row of x: lanes step along rows of w, several rows in a workgroup, one barrier (no subgroup
-operations: any subgroup size is right). More rows: tiles in workgroup memory, each weight dequantised
-once for 32 rows of x. A weight in several parts takes one dispatch for each. Rows of plain floats whose
-length is no multiple of 4, or unknown, take the plain loop form.
+operations: any subgroup size is right). More rows: tiles in workgroup memory, each weight
+dequantised once for 32 rows of x. A weight in several parts takes one dispatch for each. Rows of
+plain floats whose length is no multiple of 4, or unknown, take the plain loop form.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ def _vector(
     """``lanes`` lanes share ``each`` consecutive rows of w; ``teams`` such groups in a workgroup."""
     row = blocks.ROWS[w.dtype.name]
     spans = maximum(k) // row.step
-    lanes = _power_of_two(spans // 4, 4, VECTOR_THREADS)
-    each = 4 if maximum(part.rows) * lanes >= 1 << 17 else 1
+    lanes, each = share(maximum(part.rows), spans)
     teams = VECTOR_THREADS // lanes
     quads = text.size_u32(k // 4)
     kind = f"array<vec4<f32>, {len(row.at)}>"
@@ -102,6 +101,12 @@ def _vector(
     code = blocks.dotter(w.dtype, "w", 1, quads) + memory + text.entry(VECTOR_THREADS, body)
     kernel = text.kernel(f"matvec_{w.dtype}", code, _bindings(w), (k, part.rows))
     return kernel, text.fold_grid(ceildiv(part.rows, teams * each))
+
+
+def share(rows: int, spans: int) -> tuple[int, int]:
+    """Lanes to a row, and rows to a lane, for ``rows`` rows of ``spans`` spans."""
+    lanes = _power_of_two(spans // 2, 4, VECTOR_THREADS // 2)
+    return lanes, 4 if rows * lanes >= 1 << 17 else 2 if rows * lanes >= 1 << 16 else 1
 
 
 def _power_of_two(value: int, low: int, high: int) -> int:
