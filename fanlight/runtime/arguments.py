@@ -1,0 +1,61 @@
+"""Checks of a session's arguments, shared by the executors of CPython (JavaScript's: ``web/session.js``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fanlight.errors import PlanError
+from fanlight.plan import LOAD_DIMS, THREADS, Plan
+
+
+class Arguments:
+    """Knows what a caller of a loaded plan may name."""
+
+    def __init__(self, plan: Plan, sizes: Mapping[str, int]) -> None:
+        self.sizes = sizes
+        self.programs = plan.programs
+        reserved = (*LOAD_DIMS, THREADS)
+        self.dims = {
+            d.dim.name: d.dim.max
+            for d in plan.dims
+            if d.dim.kind == "host" and d.dim.name not in reserved
+        }
+        self.feeds = {b.name for b in plan.buffers if b.kind in ("input", "state")}
+
+    def check_run(
+        self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
+    ) -> None:
+        """Raises PlanError for unknown names, too many bytes, dims out of range."""
+        if program not in self.programs:
+            raise PlanError("no such program", got=program, wanted=sorted(self.programs))
+        for name, value in dims.items():
+            self.check_dim(name, value)
+        for name, data in feeds.items():
+            if name not in self.feeds:
+                raise PlanError("not an input or a state", got=name, wanted=sorted(self.feeds))
+            if len(data) > self.sizes[name]:
+                where = f"buffer {name}"
+                raise PlanError("too many bytes", where=where, got=len(data), wanted=self.sizes[name])
+
+    def check_dim(self, name: str, value: int) -> None:
+        if name not in self.dims:
+            raise PlanError("no such host dim", got=name, wanted=sorted(self.dims))
+        if not 0 <= value <= self.dims[name]:
+            wanted = f"0 to {self.dims[name]}"
+            raise PlanError("a dim outside its range", where=f"dim {name}", got=value, wanted=wanted)
+
+    def check_span(self, buffer: str, offset: int, length: int | None) -> int:
+        """The bytes to read."""
+        if buffer not in self.sizes:
+            raise PlanError("no such buffer", got=buffer)
+        size = self.sizes[buffer]
+        length = size - offset if length is None else length
+        if offset < 0 or length < 0 or offset % 4 or length % 4 or offset + length > size:
+            got = f"{offset}, {length}"
+            raise PlanError(
+                "read outside the buffer, or not at multiples of 4",
+                where=f"buffer {buffer}",
+                got=got,
+                wanted=f"within {size} bytes",
+            )
+        return length

@@ -1,0 +1,225 @@
+"""Executor of wasm plans in CPython, on wasmtime, with one thread. In: a plan and its files. Out: a session.
+
+One memory holds everything, at offsets fixed at load; a run enters the module once and walks the program's
+steps inside. The twin is ``web/wasm.js``. Knows nothing of models. Not here: plans that were compiled for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import struct
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from fanlight import shapes
+from fanlight.errors import AbortedError, DeviceError, MissingDependencyError, PlanError
+from fanlight.plan import STAGING, THREADS, Plan, WasmModule, Weight
+from fanlight.runtime.arguments import Arguments
+from fanlight.runtime.chunks import total_bytes, weight_chunks
+from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
+
+_PAGE = 65536
+_MAX_PAGES = 65536
+_ALIGN = 64
+_CHUNK = 4 << 20
+
+
+async def load(
+    plan: Plan, files: Mapping[str, File], *, progress: ProgressCallback | None = None
+) -> WasmSession:
+    """A session with the weights resident. Raises PlanError, DeviceError, StoreError."""
+    if plan.target != "wasm" or plan.wasm is None:
+        raise PlanError("not a plan for wasm", got=plan.target)
+    if plan.wasm.threads:
+        raise PlanError("the plan was compiled for threads", hint="Compile without threads.")
+    session = WasmSession(plan, plan.wasm)
+    await session._load(files, progress or (lambda event: None))
+    return session
+
+
+def _wasmtime() -> Any:
+    try:
+        import wasmtime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "wasmtime is not installed", hint="pip install 'fanlight[native]'"
+        ) from error
+    return wasmtime
+
+
+class WasmSession:
+    """See ``runtime/session.py``. Made by :func:`load`."""
+
+    def __init__(self, plan: Plan, module: WasmModule) -> None:
+        self.plan, self._module = plan, module
+        self._at: dict[str, int] = {}
+        sizes: dict[str, int] = {}
+        end = module.reserved
+        for buffer in plan.buffers:
+            size = shapes.evaluate(buffer.bytes, {THREADS: 1})
+            self._at[buffer.name] = at = -(-end // _ALIGN) * _ALIGN
+            sizes[buffer.name] = size
+            end = at + -(-size // 4) * 4
+        self._end = end
+        self._arguments = Arguments(plan, sizes)
+        host = [d.dim for d in plan.dims if d.dim.kind == "host"]
+        self._maxima = {d.name: 1 if d.name == THREADS else d.max for d in host}
+        self._dim_at = {d.name: module.dims_at + 4 * i for i, d in enumerate(host)}
+        self.info = SessionInfo("wasm", "wasmtime", end)
+        self._lock = asyncio.Lock()
+        self._store: Any = None
+
+    # --- loading
+
+    async def _load(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
+        started = time.perf_counter()
+        await asyncio.to_thread(self._instantiate)
+        progress(Progress("compile", 1, 1))
+        self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
+        started = time.perf_counter()
+        for name, address in zip(self._at, range(self._module.buffers_at, 1 << 32, 4)):
+            self._write(address, struct.pack("<I", self._at[name]))
+        for name, value in self._maxima.items():
+            self._set_dim(name, value)
+        await self._upload(files, progress)
+        self.info.upload_ms = (time.perf_counter() - started) * 1e3
+        if "load" in self.plan.programs:
+            await self.run("load")
+
+    def _instantiate(self) -> None:
+        wasmtime = _wasmtime()
+        config = wasmtime.Config()
+        config.wasm_relaxed_simd = True
+        engine = wasmtime.Engine(config)
+        self._store = wasmtime.Store(engine)
+        pages = -(-self._end // _PAGE)
+        if pages > _MAX_PAGES:
+            raise DeviceError(
+                "the plan needs more memory than WebAssembly has",
+                got=f"{self._end} bytes",
+                wanted="at most 4 GiB",
+                hint="Choose a smaller model or context, or the webgpu device.",
+            )
+        try:
+            kind = wasmtime.MemoryType(wasmtime.Limits(pages, _MAX_PAGES))
+            self._memory = wasmtime.Memory(self._store, kind)
+            module = wasmtime.Module(engine, self.plan.segments[self._module.segment])
+            instance = wasmtime.Instance(self._store, module, [self._memory])
+        except wasmtime.WasmtimeError as error:
+            raise DeviceError(
+                "the module or its memory can't be made", got=f"{self._end} bytes; {error}"
+            ) from error
+        self._run = instance.exports(self._store)["run"]
+        address = ctypes.cast(self._memory.data_ptr(self._store), ctypes.c_void_p).value
+        assert address is not None
+        self._base = address  # the memory never grows, so it never moves
+
+    async def _upload(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
+        total, done = total_bytes(self.plan), 0
+        entries = {id(w): f"load/{i}" for i, w in enumerate(self.plan.weights)}
+        staging = self._arguments.sizes.get(STAGING, 0)
+
+        def limit(weight: Weight) -> int:
+            return staging if weight.steps else max(_CHUNK, weight.unit)
+
+        async for chunk in weight_chunks(self.plan, files, limit):
+            weight = chunk.weight
+            if weight.steps:
+                self._write(self._at[STAGING], bytes(chunk.data) + b"\0" * (-len(chunk.data) % 4))
+                self._set_dim("unit_first", chunk.first)
+                self._set_dim("unit_count", chunk.count)
+                await self._enter(entries[id(weight)])
+            else:
+                offset = chunk.first * weight.unit
+                if offset + len(chunk.data) > self._arguments.sizes[weight.buffer]:
+                    raise PlanError("too many bytes", where=f"weight {weight.name}")
+                self._write(self._at[weight.buffer] + offset, chunk.data)
+            done += len(chunk.data)
+            progress(Progress("load", done, total))
+
+    # --- the session's calls
+
+    async def run(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
+        """See ``Session.run``."""
+        async with self._lock:
+            self._begin(program, feeds or {}, dims or {})
+            await self._enter(program)
+
+    async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
+        """See ``Session.read``."""
+        async with self._lock:
+            self._check_alive()
+            length = self._arguments.check_span(buffer, offset, length)
+            return self._bytes(self._at[buffer] + offset, length)
+
+    async def repeat(
+        self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """See ``Session.repeat``; other calls may come between two of its runs."""
+        for _ in range(times):
+            async with self._lock:
+                self._begin(program, {}, dims or {})
+                length = self._arguments.check_span(read, 0, None)
+                await self._enter(program)
+                data = self._bytes(self._at[read], length)
+            yield data
+
+    async def dispose(self) -> None:
+        """See ``Session.dispose``."""
+        async with self._lock:
+            if self._store is not None:
+                self._run = self._memory = None
+                self._store.close()
+                self._store = None
+
+    # --- inside
+
+    def _begin(
+        self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
+    ) -> None:
+        self._check_alive()
+        self._arguments.check_run(program, feeds, dims)
+        for name, value in dims.items():
+            self._set_dim(name, value)
+        for name, data in feeds.items():
+            self._write(self._at[name], data)
+
+    def _check_alive(self) -> None:
+        if self._store is None:
+            raise AbortedError("the session was disposed")
+
+    async def _enter(self, entry: str) -> None:
+        """One program on a thread of its own, so that the loop goes on; a cancelled caller waits for its end."""
+        number = self._module.entries.index(entry)
+        work = asyncio.ensure_future(asyncio.to_thread(self._call, number, entry))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await work
+            raise
+
+    def _call(self, number: int, entry: str) -> None:
+        wasmtime = _wasmtime()
+        try:
+            self._run(self._store, number, 0, 1)
+        except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+            raise DeviceError(
+                "the module stopped", where=f"program {entry}", got=error, hint="Load it again."
+            ) from error
+
+    def _set_dim(self, name: str, value: int) -> None:
+        self._write(self._dim_at[name], struct.pack("<i", value))
+
+    def _write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        raw = bytes(data)
+        ctypes.memmove(self._base + address, raw, len(raw))
+
+    def _bytes(self, address: int, length: int) -> bytes:
+        return ctypes.string_at(self._base + address, length)
