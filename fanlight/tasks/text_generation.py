@@ -204,6 +204,9 @@ class Generation:
             if rest:
                 yield rest
 
+    def _ended(self) -> bool:
+        return self._aborted or bool(self.finish_reason)
+
     def _note_prefill(self, start: float) -> None:
         seconds, count = time.perf_counter() - start, len(self.prompt_tokens) - 1
         self.timings["prefill_ms"] = seconds * 1e3
@@ -239,7 +242,7 @@ class Generation:
     async def _decode(self) -> AsyncGenerator[list[int], None]:
         """Lists of new tokens: one, then as many a run as fit into ``_SUBMIT_MS``."""
         session, left, steps = self._task.session, self._limit, 1
-        while left > 0 and not self._aborted:
+        while left > 0 and not self._ended():
             steps = min(steps, left)
             times = 1 if steps < self._task.options.max_steps else left // steps
             times = min(times, 8)
@@ -249,7 +252,7 @@ class Generation:
                 async for data in runs:
                     ids = [i for i in struct.unpack_from(f"<{steps}i", data) if i >= 0]
                     yield ids
-                    if self._aborted or self.finish_reason:
+                    if self._ended():
                         return
             finally:
                 await runs.aclose()
