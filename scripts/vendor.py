@@ -1,8 +1,8 @@
-"""Brings what a page needs from npm into ``fanlight/web/vendor/``, and makes ``fanlight.zip`` there.
+"""Brings what a page needs from npm into ``fanlight/web/vendor/``, and ``fanlight.zip`` too.
 
-In: ``package-lock.json`` (versions and hashes, checked by ``npm ci``). Out: files that the wheel carries as package
-data, so that an installed Fanlight needs no CDN. Called by the build hook and by ``scripts/setup``; quick when
-nothing has changed. The standard library only.
+In: ``package-lock.json`` (versions and hashes, checked by ``npm ci``). Out: files that the wheel
+carries as package data, so that an installed Fanlight needs no CDN. Called by the build hook and by
+``scripts/setup``; quick when nothing has changed. The standard library only.
 
     python scripts/vendor.py [--dev]     --dev: also the packages for development (TypeScript)
 """
@@ -158,7 +158,7 @@ def _lock_hash() -> str:
 
 
 def _load_bundle() -> Any:
-    """``fanlight/server/bundle.py`` without importing the package, which may not be installed yet."""
+    """``fanlight/server/bundle.py`` without the package, which may not be installed yet."""
     path = ROOT / "fanlight" / "server" / "bundle.py"
     spec = importlib.util.spec_from_file_location("fanlight_bundle", path)
     assert spec is not None and spec.loader is not None, path
@@ -167,7 +167,7 @@ def _load_bundle() -> Any:
     return module
 
 
-build_python_zip: Callable[[Path], None] = _load_bundle().build_python_zip
+build_python_zip: Callable[..., None] = _load_bundle().build_python_zip
 
 
 if __name__ == "__main__":

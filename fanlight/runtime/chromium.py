@@ -1,7 +1,8 @@
 """Starts a real Chromium, for tests, the demo and the command line's ``--browser``.
 
-Out: a Playwright ``BrowserContext`` with a persistent profile (incognito ones, Playwright's default, have a Cache
-Storage too small for a model). Knows nothing of models. Needs the extra ``browser``.
+Out: a Playwright ``BrowserContext`` with a persistent profile (incognito ones, Playwright's
+default, have a Cache Storage too small for a model). Knows nothing of models. Needs the extra
+``browser``.
 
     python -m fanlight.runtime.chromium     prints the program that would be used
 """
@@ -21,8 +22,8 @@ from fanlight.errors import DeviceError, InputError, MissingDependencyError
 if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Playwright
 
-# ``hardware``: the machine's GPU. ``swiftshader``: WebGPU on the CPU, bundled with Chromium, found in any container.
-# ``none``: requestAdapter() gives null, as on machines without a usable GPU.
+# ``hardware``: the machine's GPU. ``swiftshader``: WebGPU on the CPU, bundled with Chromium, found
+# in any container. ``none``: requestAdapter() gives null, as on machines without a usable GPU.
 WebGpu = Literal["hardware", "swiftshader", "none"]
 
 # First found wins: on PATH, then where installers put it.
@@ -52,7 +53,7 @@ WEBGPU_FLAGS: dict[WebGpu, tuple[str, ...]] = {
 
 
 def find(executable: str | Path | None = None) -> Path | None:
-    """The program to run: ``executable`` if given, else the first known one that exists, else None."""
+    """The program to run: ``executable`` if given, else the first known one, or None."""
     for candidate in [executable] if executable else PROGRAMS:
         found = shutil.which(str(candidate))
         if found:
@@ -79,11 +80,12 @@ async def launch(
 ) -> AsyncIterator[BrowserContext]:
     """A running browser; closed at the end.
 
-    ``profile``: a folder that outlives the browser, so that a later one is a second visit; without it a
-    temporary one. ``sandbox``: Chromium's own; by default on, except as root, where Chromium can't have it.
-    ``executable``: a path or a name on PATH; by default a Chromium or Chrome of the system, else the one that
-    ``playwright install chromium`` fetched. ``arguments`` are added to ``flags()``.
-    Raises DeviceError when no browser is found or it doesn't start, MissingDependencyError without playwright.
+    ``profile``: a folder that outlives the browser, so that a later one is a second visit; without
+    it a temporary one. ``sandbox``: Chromium's own; by default on, except as root, where Chromium
+    can't have it. ``executable``: a path or a name on PATH; by default a Chromium or Chrome of the
+    system, else the one that ``playwright install chromium`` fetched. ``arguments`` are added to
+    ``flags()``. Raises DeviceError when no browser is found or it doesn't start,
+    MissingDependencyError without playwright.
     """
     sandbox = sandbox if sandbox is not None else not _is_root()
     given = [*flags(webgpu, sandbox=sandbox), *arguments]

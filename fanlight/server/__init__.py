@@ -1,1 +1,1 @@
-"""The development server: Fanlight's page, its Python for the browser, local model files. Extra ``server``."""
+"""The development server: Fanlight's page, its Python, local model files. Extra ``server``."""

@@ -53,11 +53,11 @@ def create_app(
 ) -> Starlette:
     """The ASGI app.
 
-    ``models``: name → file, or a folder whose files are served by their relative path; symbolic links out
-    of it are not followed. ``isolated=False`` leaves out the headers for cross-origin isolation, as a plain
-    static host does. ``on_access`` is called after each answer, from the server's thread. ``hosts``: names
-    by which the server may be called; others get 400, so that no page elsewhere can pose as this origin.
-    Raises InputError for a model that isn't a file.
+    ``models``: name → file, or a folder whose files are served by their relative path; symbolic
+    links out of it are not followed. ``isolated=False`` leaves out the headers for cross-origin
+    isolation, as a plain static host does. ``on_access`` is called after each answer, from the
+    server's thread. ``hosts``: names by which the server may be called; others get 400, so that no
+    page elsewhere can pose as this origin. Raises InputError for a model that isn't a file.
     """
     middleware = [Middleware(AddHeaders, isolated=isolated)]
     if on_access:

@@ -1,7 +1,8 @@
 """``fanlight.zip``: the part of the package that Python in the browser needs.
 
-In: the package's folder. Out: a zip with ``fanlight/...`` inside, the same bytes for the same sources. The
-standard library only, and nothing of ours: ``scripts/vendor.py`` loads this file before anything is installed.
+In: the package's folder. Out: a zip with ``fanlight/...`` inside, the same bytes for the same
+sources. The standard library only, and nothing of ours: ``scripts/vendor.py`` loads this file
+before anything is installed.
 """
 
 from __future__ import annotations
@@ -13,20 +14,31 @@ from pathlib import Path, PurePosixPath
 
 PACKAGE = Path(__file__).parent.parent
 
-# What the browser does without: folders end in a slash.
+# What the browser does without: folders end in a slash. What is left imports these lazily or not at
+# all.
 EXCLUDED = (
     "bench/",
     "cli/",
     "server/",
     "web/",
-    "ir/interpreter.py",  # computes with numpy; the definition for tests
+    "formats/dequant.py",  # numpy; the definition for tests
     "hub/download.py",  # files on disk; the page's store is JavaScript
+    "ir/interpreter.py",  # numpy; the definition for tests
     "runtime/chromium.py",
+    "runtime/chunks.py",  # feeds the two below
     "runtime/gpu.py",  # wgpu
     "runtime/wasm.py",  # wasmtime
+    "text/template_sandbox.py",  # jinja2; the page has @huggingface/jinja
 )
 _SUFFIXES = (".py", ".json")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
+
+
+def excluded(file: str) -> bool:
+    """True for a file of the package (``ir/graph``, no suffix) that the browser doesn't get."""
+    parts = file.split("/")
+    folders = {"/".join(parts[: n + 1]) + "/" for n in range(len(parts))}
+    return f"{file}.py" in EXCLUDED or bool(folders & set(EXCLUDED))
 
 
 def python_files(package: Path = PACKAGE) -> list[PurePosixPath]:

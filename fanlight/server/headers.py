@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What a page may do. Code comes from here only; ``https:`` is for model files of a hub, data never code.
+# What a page may do. Code comes from here only; ``https:`` is for model files of a hub, data never
+# code.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -60,7 +61,7 @@ class AddHeaders:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One answered request. ``sent``: bytes of the body; fewer than announced where the client left."""
+    """One answered request. ``sent``: bytes of the body, fewer where the client left."""
 
     method: str
     path: str
@@ -70,7 +71,7 @@ class Access:
 
 
 class RecordAccess:
-    """Calls ``record`` once for each answered request, from the server's thread."""
+    """Calls ``record`` once for each request, as its answer ends, from the server's thread."""
 
     def __init__(self, app: ASGIApp, *, record: Callable[[Access], None]) -> None:
         self.app, self.record = app, record
@@ -80,18 +81,26 @@ class RecordAccess:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, sent = 0, 0
+        wanted = Headers(scope=scope).get("range")
+        status, sent, recorded = 0, 0, False
+
+        def record() -> None:
+            nonlocal recorded
+            recorded = True
+            self.record(Access(scope["method"], scope["path"], status, sent, wanted))
 
         async def counting_send(message: Message) -> None:
             nonlocal status, sent
-            await send(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif message["type"] == "http.response.body":
                 sent += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    record()  # before the client can know that it is the end
+            await send(message)
 
         try:
             await self.app(scope, receive, counting_send)
         finally:
-            wanted = Headers(scope=scope).get("range")
-            self.record(Access(scope["method"], scope["path"], status, sent, wanted))
+            if not recorded:
+                record()

@@ -17,9 +17,10 @@ _START_SECONDS = 10
 
 @contextmanager
 def serving(app: ASGIApp, *, port: int = 0) -> Iterator[str]:
-    """The base URL, ``http://127.0.0.1:PORT``, without a slash at the end; open connections are cut at the end.
+    """The base URL, ``http://127.0.0.1:PORT``, no slash at the end. At exit connections are cut.
 
-    ``port`` 0 takes a free one. Only this machine can reach it. Raises DeviceError when the port is taken.
+    ``port`` 0 takes a free one. Only this machine can reach it. Raises DeviceError when the port is
+    taken.
     """
     with _bound(port) as listener:
         config = uvicorn.Config(
@@ -46,7 +47,10 @@ def _bound(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise DeviceError(
-            "can't listen", where=f"127.0.0.1:{port}", got=error.strerror, hint="Choose another port"
+            "can't listen",
+            where=f"127.0.0.1:{port}",
+            got=error.strerror,
+            hint="Choose another port",
         ) from error
     return listener
 
