@@ -111,8 +111,8 @@ def test_smollm2_decodes(interpreted: Interpreted) -> None:
 
 @pytest.mark.parametrize("plant", ["signs", "offset", "growing"])
 def test_a_rope_error_of_2e_4_fails(interpreted: Interpreted, plant: str) -> None:
-    """Sines that are off by 2e-4, as some devices' own are: everywhere, or more and more up to there
-    at position 1,000."""
+    """Sines that are off by 2e-4, as some devices' own are, everywhere or more and more as far as
+    position 1,000."""
     answer = _answer("code in the middle")
     good = interpreted.states["rope.sin"]
     signs = np.random.default_rng(0).choice([-1, 1], good.shape)
