@@ -2,8 +2,8 @@
 // cut, tried again where the network stumbles. The caller holds the lock of the file.
 
 import { StoreError, throwIfAborted } from './errors.js';
-import { RETRIES, TransientError, changed, get, next, pause } from './network.js';
-import { CHUNK, newIndex } from './store_cache.js';
+import { RETRIES, TransientError, changed, get, pause } from './network.js';
+import { CHUNK, free, newIndex } from './store_cache.js';
 
 /** @typedef {import('./store_cache.js').Index} Index */
 /** @typedef {import('./store_cache.js').Shelf} Shelf */
@@ -11,15 +11,23 @@ import { CHUNK, newIndex } from './store_cache.js';
 /**
  * @typedef {object} Events
  * @property {(index: Index) => void} known the server's version is the index's, and its size is known
- * @property {(n: number, bytes: Uint8Array<ArrayBuffer>) => void} landed
+ * @property {(n: number, bytes: Uint8Array<ArrayBuffer>) => void} landed the bytes are the listener's now
  * @property {(bytes: number) => void} received
  * @property {() => void} asked
  */
+
+/** Chunks of one request, where the network is faster than the disk. */
+const WINDOW = 2;
+/** A chunk that comes in less time comes faster than disks write. */
+const FAST_MS = 80;
 
 export class Download {
   /** @type {Index | null} */
   index = null;
   #announced = false;
+  /** Whether requests ask for WINDOW chunks only. Chromium buffers some 60 MB of a body that is read too slowly. */
+  #windowed = false;
+  #ranges = true;
 
   /** @param {string} url @param {Shelf} shelf @param {Events} events @param {AbortSignal} signal */
   constructor(url, shelf, events, signal) {
@@ -70,8 +78,11 @@ export class Download {
     n ??= 0;
     const after = this.index?.chunks.findIndex((hash, i) => i > /** @type {number} */ (n) && hash !== null) ?? -1;
     this.events.asked();
-    const end = after < 0 ? undefined : after * CHUNK;
+    let end = after < 0 ? undefined : after * CHUNK;
+    if (this.#windowed) end = Math.min(end ?? Infinity, this.index?.size ?? Infinity, (n + WINDOW) * CHUNK);
     const answer = await get(this.url, n * CHUNK, end, this.index?.etag ?? '', this.signal);
+    this.#ranges = answer.start === n * CHUNK;
+    if (!this.#ranges) this.#windowed = false;
     try {
       if (!this.index || !sameFile(this.index, answer)) {
         if (this.#announced) throw changed(this.url);
@@ -85,50 +96,58 @@ export class Download {
       this.index.last_used = Date.now();
       await this.shelf.write(this.index);
       if (this.index.size !== null) this.#announce(this.index);
-      await this.#fill(this.index, answer, n);
+      await this.#fill(this.index, answer, n, end ?? Infinity);
     } finally {
-      await answer.body.cancel().catch(() => {});
+      await answer.body.cancel();
     }
     return false;
   }
 
   /** The body's bytes into chunks from `n` on; the last is on its way to the disk while the next one fills.
-   * @param {Index} index @param {Answer} answer @param {number} n */
-  async #fill(index, answer, n) {
+   * @param {Index} index @param {Answer} answer @param {number} n @param {number} end of what was asked for */
+  async #fill(index, answer, n, end) {
     const begin = n * CHUNK;
     let position = answer.start;
     let chunk = emptyChunk(index, n);
     let filled = 0;
+    let ended = false;
+    let time = performance.now();
     /** @type {Promise<void>} */
     let landing = Promise.resolve();
     try {
-      for (let bytes; (bytes = await next(answer, this.url, this.signal)); ) {
-        this.events.received(bytes.length);
-        let rest = bytes.subarray(Math.max(0, Math.min(bytes.length, begin - position)));
-        position += bytes.length;
-        while (rest.length) {
-          if (typeof index.chunks[n] === 'string') return; // up to what is there
-          const count = Math.min(rest.length, chunk.length - filled);
-          if (!count) throw new StoreError('the server sent more bytes than it said', { where: this.url });
-          chunk.set(rest.subarray(0, count), filled);
-          rest = rest.subarray(count);
-          filled += count;
-          if (filled < chunk.length) continue;
-          await landing;
-          landing = this.#land(index, n, chunk);
-          landing.catch(() => {}); // awaited next
-          n += 1;
-          chunk = emptyChunk(index, n);
-          filled = 0;
+      while (chunk.length && index.chunks[n] == null) {
+        const [from, to] = position < begin ? [0, Math.min(chunk.length, begin - position)] : [filled, chunk.length];
+        const got = await answer.body.read(chunk, from, to);
+        chunk = got.bytes;
+        ended = got.count === 0;
+        if (ended) break;
+        this.events.received(got.count);
+        if (position >= begin) filled += got.count;
+        position += got.count;
+        if (filled < chunk.length) continue;
+        const wait = performance.now();
+        await landing;
+        const now = performance.now();
+        const outrun = now - wait > (now - time) / 4 || wait - time < FAST_MS; // the disk is the slower one
+        time = now;
+        landing = this.#land(index, n, chunk);
+        landing.catch(() => {}); // awaited next
+        n += 1;
+        chunk = emptyChunk(index, n);
+        filled = 0;
+        if (outrun && this.#ranges && !this.#windowed) {
+          this.#windowed = true;
+          return;
         }
       }
     } finally {
+      if (!ended || index.size !== null) free(chunk);
       await landing;
     }
-    if (index.size === null) {
+    if (index.size === null && ended) {
       if (filled) await this.#land(index, n, chunk.slice(0, filled));
       index.size = n * CHUNK + filled;
-    } else if (index.chunks[n] === null) {
+    } else if (index.size !== null && ended && position < Math.min(end, index.size)) {
       throw new TransientError('the connection ended early', { where: this.url, got: position, wanted: index.size });
     }
   }

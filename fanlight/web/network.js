@@ -9,11 +9,13 @@ import { AbortedError, StoreError } from './errors.js';
  * @property {number | null} size bytes of the whole file, where the server says
  * @property {string} etag
  * @property {string} lastModified
- * @property {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>} body
+ * @property {Body} body
  */
 
 /** Tries without any progress before giving up; they wait 1/4, 1/2, 1, 2 s. */
 export const RETRIES = 4;
+/** A connection that brings nothing for so long is given up. */
+const STALL_MS = 30_000;
 
 /** A StoreError that may pass with time. */
 export class TransientError extends StoreError {
@@ -52,19 +54,71 @@ export async function get(url, start, end, etag, signal) {
     size: sizeOf(response, answered, end),
     etag: response.headers.get('etag') ?? '',
     lastModified: response.headers.get('last-modified') ?? '',
-    body: response.body.getReader(),
+    body: new Body(response.body, url, signal),
   };
 }
 
-/** The next bytes of an answer, or null at its end. @param {Answer} answer @param {string} url
- * @param {AbortSignal} [signal] @returns {Promise<Uint8Array<ArrayBuffer> | null>} */
-export async function next(answer, url, signal) {
-  try {
-    const { done, value } = await answer.body.read();
-    return done ? null : value;
-  } catch (cause) {
-    if (signal?.aborted) throw new AbortedError('aborted', { cause });
-    throw new TransientError('the network was lost', { where: url, got: cause, cause, hint: 'Reload to resume.' });
+/** The body of an answer, read into memory that the caller gives: new arrays for each piece would pile up
+ * faster than they are collected. */
+class Body {
+  /** @type {ReadableStreamBYOBReader | null} */
+  #direct = null;
+  /** @type {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>> | null} where there are no byte streams */
+  #plain = null;
+  /** @type {Uint8Array<ArrayBuffer>} */
+  #rest = new Uint8Array();
+
+  /** @param {ReadableStream<Uint8Array<ArrayBuffer>>} stream @param {string} url @param {AbortSignal} [signal] */
+  constructor(stream, url, signal) {
+    this.url = url;
+    this.signal = signal;
+    try {
+      this.#direct = stream.getReader({ mode: 'byob' });
+    } catch {
+      this.#plain = stream.getReader();
+    }
+  }
+
+  /** Reads some bytes to `[from, to)` of `bytes`; `count` is 0 at the end. The memory comes back in another
+   * array: the one given must not be used again.
+   * @param {Uint8Array<ArrayBuffer>} bytes @param {number} from @param {number} to
+   * @returns {Promise<{bytes: Uint8Array<ArrayBuffer>, count: number}>} */
+  async read(bytes, from, to) {
+    const stalled = setTimeout(() => void this.cancel(), STALL_MS); // the read then ends, as if cut
+    try {
+      return await (this.#direct ? this.#readDirect(this.#direct, bytes, from, to) : this.#readPlain(bytes, from, to));
+    } catch (cause) {
+      if (this.signal?.aborted) throw new AbortedError('aborted', { cause });
+      const hint = 'Reload to resume.';
+      throw new TransientError('the network was lost', { where: this.url, got: cause, cause, hint });
+    } finally {
+      clearTimeout(stalled);
+    }
+  }
+
+  /** @param {ReadableStreamBYOBReader} reader @param {Uint8Array<ArrayBuffer>} bytes @param {number} from
+   * @param {number} to */
+  async #readDirect(reader, bytes, from, to) {
+    const { done, value } = await reader.read(new Uint8Array(bytes.buffer, from, to - from));
+    if (!value) throw new TypeError('nothing came for too long'); // cancelled meanwhile
+    return { bytes: new Uint8Array(value.buffer), count: done ? 0 : value.length };
+  }
+
+  /** @param {Uint8Array<ArrayBuffer>} bytes @param {number} from @param {number} to */
+  async #readPlain(bytes, from, to) {
+    while (!this.#rest.length) {
+      const { done, value } = await /** @type {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>} */ (this.#plain).read();
+      if (done) return { bytes, count: 0 };
+      this.#rest = value;
+    }
+    const part = this.#rest.subarray(0, to - from);
+    bytes.set(part, from);
+    this.#rest = this.#rest.subarray(part.length);
+    return { bytes, count: part.length };
+  }
+
+  async cancel() {
+    await (this.#direct ?? this.#plain)?.cancel().catch(() => {});
   }
 }
 
@@ -74,8 +128,6 @@ export class Direct {
   /** @type {Answer | null} */
   #answer = null;
   #at = 0;
-  /** @type {Uint8Array<ArrayBuffer>} */
-  #rest = new Uint8Array();
   /** @type {Promise<unknown>} */
   #last = Promise.resolve();
 
@@ -99,49 +151,40 @@ export class Direct {
   async close() {
     const answer = this.#answer;
     this.#answer = null;
-    await answer?.body.cancel().catch(() => {});
+    await answer?.body.cancel();
   }
 
   /** @param {number} start @param {number} end */
   async #read(start, end) {
-    const result = new Uint8Array(end - start);
-    for (let tries = 0, filled = 0; filled < result.length; ) {
+    for (let tries = 1; ; tries++) {
       try {
-        const bytes = await this.#next(start + filled, end);
-        result.set(bytes, filled);
-        filled += bytes.length;
-        tries = 0;
+        return await this.#try(start, end);
       } catch (error) {
         await this.close();
-        if (!(error instanceof TransientError) || ++tries > RETRIES) throw error;
+        if (!(error instanceof TransientError) || tries > RETRIES) throw error;
         await pause(125 * 2 ** tries, this.signal);
       }
     }
-    return result;
   }
 
-  /** Some bytes from `at` on. @param {number} at @param {number} end */
-  async #next(at, end) {
-    if (!this.#answer || this.#at > at) {
+  /** @param {number} start @param {number} end */
+  async #try(start, end) {
+    if (!this.#answer || this.#at > start) {
       await this.close();
-      this.#answer = await get(this.url, at, this.bounded ? end : undefined, this.etag, this.signal);
+      this.#answer = await get(this.url, start, this.bounded ? end : undefined, this.etag, this.signal);
       this.#at = this.#answer.start;
-      this.#rest = new Uint8Array();
       if (this.etag && this.#answer.etag && this.etag !== this.#answer.etag) throw changed(this.url);
     }
-    while (true) {
-      const here = this.#rest.subarray(Math.min(at - this.#at, this.#rest.length));
-      this.#at += this.#rest.length - here.length;
-      this.#rest = here;
-      if (here.length) break;
-      const bytes = await next(this.#answer, this.url, this.signal);
-      if (!bytes) throw new TransientError('the connection ended early', { where: this.url });
-      this.count(bytes.length);
-      this.#rest = bytes;
+    let bytes = new Uint8Array(end - start);
+    while (this.#at < end) {
+      const from = Math.max(0, this.#at - start); // before `start`, bytes are read over
+      const to = this.#at < start ? Math.min(bytes.length, start - this.#at) : bytes.length;
+      const got = await this.#answer.body.read(bytes, from, to);
+      if (!got.count) throw new TransientError('the connection ended early', { where: this.url });
+      this.count(got.count);
+      this.#at += got.count;
+      bytes = got.bytes;
     }
-    const bytes = this.#rest.subarray(0, end - at);
-    this.#rest = this.#rest.subarray(bytes.length);
-    this.#at += bytes.length;
     return bytes;
   }
 }

@@ -5,7 +5,7 @@
 // layout of what is kept). Knows nothing of models.
 
 import { StoreError, throwIfAborted } from './errors.js';
-import { CHUNK, Shelf, canKeep, checkSpan, forgetAll, indexes, parts } from './store_cache.js';
+import { CHUNK, Shelf, canKeep, checkSpan, forgetAll, free, indexes, parts } from './store_cache.js';
 import { UrlFile } from './store_url.js';
 
 /** @typedef {Uint8Array<ArrayBuffer>} Bytes */
@@ -20,6 +20,7 @@ import { UrlFile } from './store_url.js';
  * @property {Stats} stats
  * @property {Promise<void>} done when nothing is left to download
  * @property {(offset: number, length: number) => AsyncGenerator<Bytes, void, void>} stream
+ *   each piece is valid until the next one is asked for
  * @property {(offset: number, length: number) => Promise<Bytes>} read bytes that the caller owns
  * @property {(listener: (progress: Progress) => void) => () => void} listen returns what ends it
  * @property {() => Promise<void>} close ends the download; what landed is kept
@@ -81,7 +82,11 @@ class BlobFile {
   /** @param {number} offset @param {number} length */
   async *stream(offset, length) {
     checkSpan(this, offset, length);
-    for (const { n, from, to } of parts(offset, length)) yield this.read(n * CHUNK + from, to - from);
+    for (const { n, from, to } of parts(offset, length)) {
+      const bytes = await this.read(n * CHUNK + from, to - from);
+      yield bytes;
+      free(bytes);
+    }
   }
 
   /** @param {number} offset @param {number} length */

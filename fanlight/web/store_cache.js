@@ -107,6 +107,11 @@ export async function forgetAll() {
   await caches.delete(CACHE);
 }
 
+/** Gives the memory of `bytes` back now, not when it is collected. @param {Uint8Array<ArrayBuffer>} bytes */
+export function free(bytes) {
+  if (bytes.length) bytes.buffer.transfer?.(0); // else it went elsewhere already
+}
+
 /** Cuts `[offset, offset + length)` at chunks. @param {number} offset @param {number} length
  * @returns {Generator<{n: number, from: number, to: number}, void, void>} */
 export function* parts(offset, length) {

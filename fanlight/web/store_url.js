@@ -4,7 +4,7 @@
 import { AbortedError, StoreError } from './errors.js';
 import { Download } from './download.js';
 import { Direct, changed, get, pause } from './network.js';
-import { CHUNK, Shelf, canKeep, checkSpan, newIndex, parts } from './store_cache.js';
+import { CHUNK, Shelf, canKeep, checkSpan, free, newIndex, parts } from './store_cache.js';
 
 /** @typedef {import('./store_cache.js').Index} Index */
 /** @typedef {import('./store.js').Bytes} Bytes */
@@ -13,7 +13,7 @@ import { CHUNK, Shelf, canKeep, checkSpan, newIndex, parts } from './store_cache
 const FOLLOW_MS = 200;
 const PROGRESS_MS = 100;
 /** Chunks that stay in memory after use. */
-const RECENT = 2;
+const RECENT = 1;
 
 /** @typedef {import('./store.js').StoredFile} StoredFile */
 
@@ -81,6 +81,7 @@ export class UrlFile {
       ahead = i + 1 < all.length ? this.#chunk(all[i + 1].n) : null;
       ahead?.catch(() => {}); // awaited next, unless the reader leaves
       yield bytes.subarray(from, to);
+      free(bytes);
     }
   }
 
@@ -90,7 +91,9 @@ export class UrlFile {
     const result = new Uint8Array(length);
     let filled = 0;
     for (const { n, from, to } of parts(offset, length)) {
-      result.set((await this.#chunk(n)).subarray(from, to), filled);
+      const bytes = await this.#chunk(n);
+      result.set(bytes.subarray(from, to), filled);
+      this.#remember(n, bytes);
       filled += to - from;
     }
     return result;
@@ -205,11 +208,14 @@ export class UrlFile {
 
   // --- chunks
 
-  /** Chunk `n`, when it is there. @param {number} n @returns {Promise<Bytes>} */
+  /** Chunk `n`, when it is there; the caller owns it. @param {number} n @returns {Promise<Bytes>} */
   async #chunk(n) {
     while (true) {
       const recent = this.#recent.get(n);
-      if (recent) return recent;
+      if (recent) {
+        this.#recent.delete(n);
+        return recent;
+      }
       const hash = this.#index?.chunks[n];
       if (hash && this.#shelf) {
         const kept = await this.#shelf.take(n, hash);
@@ -218,9 +224,7 @@ export class UrlFile {
       }
       if (this.#failure) throw this.#failure;
       if (this.#direct) {
-        const bytes = await this.#direct.read(n * CHUNK, Math.min(this.size, (n + 1) * CHUNK));
-        this.#remember(n, bytes);
-        return bytes;
+        return this.#direct.read(n * CHUNK, Math.min(this.size, (n + 1) * CHUNK));
       }
       await this.#changed;
     }
@@ -229,12 +233,11 @@ export class UrlFile {
   /** Gets a chunk again that was evicted or spoilt. @param {Shelf} shelf @param {number} n @param {string} hash */
   async #repair(shelf, n, hash) {
     const start = n * CHUNK;
-    const bytes = new Uint8Array(Math.min(CHUNK, this.size - start));
     const direct = new Direct(this.url, this.#index?.etag ?? '', (count) => {
       this.stats.network_bytes += count;
     }, this.#control.signal, true);
     this.stats.requests += 1;
-    bytes.set(await direct.read(start, start + bytes.length));
+    const bytes = await direct.read(start, Math.min(this.size, start + CHUNK));
     await direct.close();
     if ((await shelf.put(n, bytes)) !== hash) {
       await shelf.clear();
@@ -243,10 +246,13 @@ export class UrlFile {
     return bytes;
   }
 
-  /** @param {number} n @param {Bytes} bytes */
+  /** Keeps a chunk that nobody else uses for whoever asks next. @param {number} n @param {Bytes} bytes */
   #remember(n, bytes) {
     this.#recent.set(n, bytes);
-    while (this.#recent.size > RECENT) this.#recent.delete(/** @type {number} */ (this.#recent.keys().next().value));
+    const [oldest] = this.#recent;
+    if (this.#recent.size <= RECENT) return;
+    this.#recent.delete(oldest[0]);
+    free(oldest[1]);
   }
 
   // --- news

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, Playwright, sync_playwright
 
+from fanlight.runtime import chromium
 from tests.web.origin import Origin
-
-# WebGPU on the CPU: SwiftShader needs the last two, and nothing else.
-FLAGS = (
-    "--no-sandbox --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --headless=new "
-    "--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader"
-).split()
 
 # Every test's page has `executor`, a channel to a fresh executor worker, and these helpers.
 START = """async () => {
@@ -50,11 +42,12 @@ def context(
     playwright: Playwright, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BrowserContext]:
     """One browser for all tests; a persistent profile, as incognito ones have a small quota."""
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    program = chromium.find()
     if program is None:
         pytest.skip("no Chromium here")
+    flags = chromium.flags("swiftshader", sandbox=os.geteuid() != 0)
     browser = playwright.chromium.launch_persistent_context(
-        tmp_path_factory.mktemp("profile"), executable_path=Path(program), headless=True, args=FLAGS
+        tmp_path_factory.mktemp("profile"), executable_path=program, headless=True, args=flags
     )
     yield browser
     browser.close()

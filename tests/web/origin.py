@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,7 +95,8 @@ class Origin:
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted) if served.ranges else None
         if match and handler.headers.get("If-Range", served.etag) != served.etag:
             match = None
-        size = len(served.data)
+        data = served.data  # it may change meanwhile
+        size = len(data)
         start = int(match[1]) if match else 0
         end = min(int(match[2]) + 1, size) if match and match[2] else size
         handler.send_response(206 if match else 200)
@@ -109,10 +111,11 @@ class Origin:
                 if served.pause and at >= served.pause_at:
                     served.pause.wait(30)
                 if cut is not None and at - start >= cut:
+                    time.sleep(0.3)  # the browser drops what it has not handed on by then
                     handler.close_connection = True
                     handler.connection.close()
                     return
-                block = served.data[at : min(at + BLOCK, end)]
+                block = data[at : min(at + BLOCK, end)]
                 handler.wfile.write(block)
                 served.sent += len(block)
         except (BrokenPipeError, ConnectionResetError):

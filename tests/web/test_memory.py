@@ -38,7 +38,9 @@ def plan(target: Target) -> str:
     """Weights that take the file as it is."""
     step = SIZE // PARTS
     module = bytes(wasmtime.wat2wasm('(module (import "env" "memory" (memory 1 65536)))'))
-    weights = [Weight(f"w{i}", FileSource("model", i * step, step), 4, f"w{i}") for i in range(PARTS)]
+    weights = [
+        Weight(f"w{i}", FileSource("model", i * step, step), 4, f"w{i}") for i in range(PARTS)
+    ]
     made = Plan(
         target=target,
         dims=(),
@@ -67,12 +69,16 @@ def test_download(page: Page, large: str) -> None:
     assert seen.peak < 48 * MB
 
 
+@pytest.mark.parametrize("visit", [1, 2])
 @pytest.mark.parametrize("target", ["webgpu", "wasm"])
-def test_load(page: Page, origin: Origin, large: str, target: Target) -> None:
+def test_load(page: Page, origin: Origin, large: str, target: Target, visit: int) -> None:
+    if visit == 1:
+        page.evaluate("(url) => executor.request('remove', { url })", large)
     seen = watch(page, LOAD, {"url": large, "plan": plan(target)})
-    print(f"{target}: peak {seen.peak / MB:.1f} MB in {seen.samples} samples, {seen.result}")
+    print(
+        f"{target}, visit {visit}: peak {seen.peak / MB:.1f} MB in {seen.samples} samples, {seen.result}"
+    )
     at = 7 * (SIZE // PARTS) + 4096
     assert seen.result["part"] == origin.files["large"].data[at : at + 16].hex()
     assert seen.samples > 3
-    resident = SIZE if target == "wasm" else 0  # a WebAssembly memory is a backing store
-    assert seen.peak - resident < 48 * MB
+    assert seen.peak < 48 * MB  # DevTools doesn't count a WebAssembly memory
