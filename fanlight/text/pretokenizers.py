@@ -8,8 +8,8 @@ its matches, what lies between them stays a piece, and the next expression cuts 
 The expressions run on Oniguruma (``tokenizers``) and on JavaScript's RegExp (rewritten by
 ``@huggingface/tokenizers``), so they keep to what means the same in both: ``\\p{N}`` rather than
 the ``Digits`` pre-tokeniser, cases written out rather than ``(?i:)``, no possessive quantifiers, no
-``$``. Not known here: deepseek-llm, bloom, poro, viking, youtu, kimi-k2, superbpe, afmoe and other
-rules that llama.cpp computes by hand; SPM-like rules without byte-level text (gemma4).
+``$``. Not known here: falcon, deepseek-llm, bloom, poro, viking, youtu, kimi-k2, superbpe, afmoe
+and other rules that llama.cpp computes by hand; SPM-like rules without byte-level text (gemma4).
 """
 
 from __future__ import annotations
@@ -93,10 +93,6 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
     PreTokenizer(("qwen35",), (_QWEN35,)),
     PreTokenizer(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (_GPT4O,)),
     PreTokenizer(("tekken",), (_TEKKEN,), ignore_merges=True, add_bos=True),
-    PreTokenizer(
-        ("falcon",),
-        (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"),
-    ),
     PreTokenizer(
         ("deepseek-coder",),
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),

@@ -91,7 +91,11 @@ const MAX_STEPS = 1 << 22; // an expression or statement is one, and so are a li
 const MAX_SECONDS = 5;
 const CHARS_PER_STEP = 16;
 
-/** Interprets a template within a budget. One per rendering. */
+/**
+ * Interprets a template within a budget, and mends where the library silently differs from Jinja: booleans, none, lists
+ * and dicts as text, what strip() takes off, the text before a break. One per rendering.
+ */
+// @ts-expect-error the library declares the methods private that are mended here
 class BoundedInterpreter extends Interpreter {
   steps = MAX_STEPS;
   end = performance.now() + MAX_SECONDS * 1000;
@@ -121,6 +125,130 @@ class BoundedInterpreter extends Interpreter {
     }
     return result;
   }
+
+  /** @type {{ body: any[], left: string }[]} the loops that are running; `left`: text of turns cut short */
+  loops = [];
+
+  /** @param {any} node @param {Environment} environment */
+  evaluateFor(node, environment) {
+    const loop = { body: node.body, left: '' };
+    this.loops.push(loop);
+    // @ts-expect-error private
+    const result = super.evaluateFor(node, environment);
+    this.loops.pop();
+    result.value += loop.left;
+    return result;
+  }
+
+  /** @param {any[]} statements @param {Environment} environment */
+  evaluateBlock(statements, environment) {
+    const result = this.text(environment);
+    const loop = this.loops.at(-1);
+    const turn = loop?.body === statements ? loop : null;
+    if (turn) [result.value, turn.left] = [turn.left, ''];
+    try {
+      for (const statement of statements) {
+        const value = this.evaluate(statement, environment);
+        if (value.type !== 'NullValue' || PRINTED.has(statement.type)) result.value += show(value);
+      }
+    } catch (/** @type {any} */ thrown) {
+      // break and continue, which lose the text of their turn in the library
+      thrown.text = result.value + (thrown.text ?? '');
+      if (turn) turn.left = thrown.text;
+      throw thrown;
+    }
+    return result;
+  }
+
+  /** @param {any} call @param {Environment} environment */
+  evaluateCallExpression(call, environment) {
+    const { callee, args } = call;
+    if (callee.type === 'MemberExpression' && !callee.computed && args.length === 1) {
+      const name = callee.property.value;
+      if (name === 'strip' || name === 'lstrip' || name === 'rstrip') {
+        const [owner, characters] = [callee.object, args[0]].map((node) => this.evaluate(node, environment));
+        if (typeof owner.value === 'string' && typeof characters.value === 'string') {
+          return this.text(environment, strip(name, owner.value, characters.value));
+        }
+      }
+    }
+    // @ts-expect-error private
+    return super.evaluateCallExpression(call, environment);
+  }
+
+  /** @param {any} node @param {Environment} environment */
+  evaluateBinaryExpression(node, environment) {
+    if (node.operator.value === '~') {
+      const [left, right] = [node.left, node.right].map((side) => show(this.evaluate(side, environment)));
+      return this.text(environment, left + right);
+    }
+    // @ts-expect-error private
+    return super.evaluateBinaryExpression(node, environment);
+  }
+
+  /** A text value, whose class is not exported. @param {Environment} environment @param {string} text */
+  text(environment, text = '') {
+    // @ts-expect-error private
+    const result = super.evaluateBlock([], environment);
+    result.value = text;
+    return result;
+  }
+}
+
+/** Expressions that print None; other statements give null for nothing. */
+const PRINTED = new Set(['Identifier', 'MemberExpression', 'CallExpression', 'FilterExpression', 'Ternary']);
+
+/**
+ * Python's str() of a value, or its repr() inside of lists.
+ * @param {any} value
+ * @param {boolean} [inside]
+ * @returns {string}
+ */
+function show(value, inside = false) {
+  switch (value.type) {
+    case 'BooleanValue':
+      return value.value ? 'True' : 'False';
+    case 'NullValue':
+      return 'None';
+    case 'UndefinedValue':
+      return inside ? 'Undefined' : '';
+    case 'StringValue':
+      return inside ? quoted(value.value) : value.value;
+    case 'TupleValue': {
+      const items = value.value.map((/** @type {any} */ item) => show(item, true)).join(', ');
+      return value.value.length === 1 ? `(${items},)` : `(${items})`;
+    }
+    case 'ArrayValue':
+      return `[${value.value.map((/** @type {any} */ item) => show(item, true)).join(', ')}]`;
+    case 'ObjectValue':
+      return `{${[...value.value].map(([key, item]) => `${quoted(key)}: ${show(item, true)}`).join(', ')}}`;
+    default:
+      return value.toString();
+  }
+}
+
+/** @param {string} text */
+function quoted(text) {
+  const quote = text.includes("'") && !text.includes('"') ? '"' : "'";
+  /** @type {Record<string, string>} */
+  const names = { '\n': '\\n', '\r': '\\r', '\t': '\\t', '\\': '\\\\', [quote]: `\\${quote}` };
+  return quote + text.replace(/[\0-\x1f\x7f\\'"]/g, (c) => names[c] ?? escaped(c)) + quote;
+}
+
+/** @param {string} character */
+function escaped(character) {
+  if (character === "'" || character === '"') return character;
+  return `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`;
+}
+
+/** @param {string} method @param {string} text @param {string} characters */
+function strip(method, text, characters) {
+  const set = new Set(characters);
+  const all = [...text];
+  let [start, end] = [0, all.length];
+  while (method !== 'rstrip' && start < end && set.has(all[start])) ++start;
+  while (method !== 'lstrip' && end > start && set.has(all[end - 1])) --end;
+  return all.slice(start, end).join('');
 }
 
 /** @param {number} start @param {number} [stop] @param {number} [step] */

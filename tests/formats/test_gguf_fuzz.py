@@ -99,7 +99,7 @@ def test_fuzz_real_header(smollm2_gguf: Path) -> None:
     header = parse(start, file_size=size).data_offset
     # the tensors' bytes are never looked at, so the file need not have them: only its size counts
     outcomes: dict[str, int] = {}
-    for seed in range(150):
+    for seed in range(50):
         rng = Random(seed)
         raw = bytearray(start[:header])
         rng.choice(MUTATIONS)(raw, rng)
