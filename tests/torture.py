@@ -1,11 +1,12 @@
-"""The torture plan: every kind of step, written by hand, no model. All executors give the same bytes.
+"""The torture plan: every kind of step, by hand, no model. All executors give the same bytes.
 
-``build(target)`` gives the plan for one target, the file that it loads, the runs to make and what the
-buffers hold after each, computed here in plain Python. The steps are the same for both targets; a
-``Builder`` brings the kernels: ``WebGpu`` below, and ``tests/torture_wasm.py`` for WebAssembly.
+``build(target)`` gives the plan for one target, the file that it loads, the runs to make and what
+the buffers hold after each, computed here in plain Python. The steps are the same for both targets;
+a ``Builder`` brings the kernels: ``WebGpu`` below, ``tests/torture_wasm.py`` for WebAssembly.
 
 Kernels, over 32-bit words unless said (``n``, ``seen``: host dims; ``at``: the device dim)
-    unpack   staging, table: table[unit_first + u] = the last 4 of the 6 bytes of unit u, u < unit_count
+    unpack   staging, table: table[unit_first + u] = the last 4 of the 6 bytes of unit u,
+             u < unit_count
     scale    constant, scaled: scaled[i] = 3 * constant[i], i < 16
     add      x, scaled, table, y: y[i] = x[i] + scaled[i] + table[i], i < n
     record   log: log[at] = 3 * log[at] + at + 1
@@ -76,11 +77,13 @@ class Torture:
 
 
 class Builder(Protocol):
-    """``dispatch``: kernel ``name`` on ``buffers`` (as the table above lists them) over ``items``."""
+    """Brings the kernels of a target."""
 
     def kernels(self) -> tuple[Kernel, ...]: ...
 
-    def dispatch(self, name: str, buffers: tuple[str, ...], items: Size) -> Dispatch: ...
+    def dispatch(self, name: str, buffers: tuple[str, ...], items: Size) -> Dispatch:
+        """Kernel ``name`` on ``buffers``, in the order of the table above, over ``items``."""
+        ...
 
     def finish(self, plan: Plan) -> Plan:
         """``plan`` with what the target adds."""
@@ -236,7 +239,8 @@ _KERNELS: dict[str, tuple[tuple[Literal["read", "read_write"], ...], bool, str]]
 @compute @workgroup_size(8) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   if (id.x >= dims[1].x) { return; }
   let at = id.x * 6u + 2u;
-  b1[dims[0].w + id.x] = byte(at) | (byte(at + 1u) << 8u) | (byte(at + 2u) << 16u) | (byte(at + 3u) << 24u);
+  let low = byte(at) | (byte(at + 1u) << 8u);
+  b1[dims[0].w + id.x] = low | (byte(at + 2u) << 16u) | (byte(at + 3u) << 24u);
 }""",
     ),
     "scale": (

@@ -1,7 +1,6 @@
 """The bytes of a plan's weights, in chunks cut at units: what the executors of CPython feed from.
 
-In: the plan and its files. Out: chunks in the order of the files. Never more than one chunk is held. The
-twin in JavaScript is ``web/weights.js``. Knows nothing of devices.
+In: the plan and its files. Out: chunks in the order of the files, at most one of them held. The twin in JavaScript is ``web/weights.js``. Knows nothing of devices.
 """
 
 from __future__ import annotations

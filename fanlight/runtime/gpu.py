@@ -1,8 +1,8 @@
 """Executor of webgpu plans in CPython, on wgpu. In: a plan and its files. Out: a session.
 
-All that can be made at load is made at load: buffers, pipelines, bind groups. A run writes the uniform if
-a dim changed and replays the steps; consecutive dispatches share one pass. The twin is ``web/gpu.js``.
-Knows nothing of models.
+All that can be made at load is made at load: buffers, pipelines, bind groups. A run writes the
+uniform if a dim changed and replays the steps; consecutive dispatches share one pass. The twin is
+``web/gpu.js``. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fanlight import shapes
-from fanlight.errors import (
-    AbortedError,
-    DeviceError,
-    FanlightError,
-    MissingDependencyError,
-    PlanError,
-)
+from fanlight.errors import AbortedError, PlanError
 from fanlight.plan import (
     LOAD_DIMS,
     STAGING,
@@ -39,15 +33,24 @@ from fanlight.plan import (
     steps_of,
 )
 from fanlight.runtime.chunks import total_bytes, weight_chunks
+from fanlight.runtime.gpu_device import (
+    FEATURES,
+    Probe,
+    adapter_name,
+    device_errors,
+    features_of,
+    find_adapter,
+    import_wgpu,
+    probe,
+)
 from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
 from fanlight.shapes import Size
 
-FEATURES = ("subgroups", "shader-f16")
 _ENABLES = {"shader-f16": "enable f16;\n"}  # naga rejects ``enable subgroups;``
 _IN_FLIGHT = 2
 _WINDOW = 8 << 20  # bytes written to the queue before the earlier ones must have been taken
 _CHUNK = 4 << 20
-_COMPARE = {
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
     "==": lambda a, b: a == b,
     "!=": lambda a, b: a != b,
     "<": lambda a, b: a < b,
@@ -55,31 +58,6 @@ _COMPARE = {
     ">": lambda a, b: a > b,
     ">=": lambda a, b: a >= b,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A device as the compiler asks about it. ``max_binding``: bytes of the largest storage binding.
-    ``fallback``: a CPU that plays a GPU."""
-
-    adapter: str
-    features: frozenset[str]
-    max_binding: int
-    fallback: bool
-
-
-def probe(adapter: str | None = None) -> Probe:
-    """What the adapter offers; ``adapter`` is a part of its name, None for the fastest.
-
-    Raises MissingDependencyError without wgpu, DeviceError where there is no such adapter.
-    """
-    found = _adapter(adapter)
-    return Probe(
-        _name(found),
-        frozenset(f for f in FEATURES if f in _features(found)),
-        int(found.limits["max-storage-buffer-binding-size"]),
-        found.info["adapter_type"] == "CPU",
-    )
 
 
 async def load(
@@ -95,73 +73,30 @@ async def load(
     """
     if plan.target != "webgpu":
         raise PlanError("not a plan for webgpu", got=plan.target)
-    found = _adapter(adapter)
+    found = find_adapter(adapter)
     wanted = {*plan.features, *(f for k in plan.kernels for f in k.features)}
-    missing = wanted - _features(found)
+    missing = wanted - features_of(found)
     if missing:
         raise PlanError(
             "the device lacks features that the plan needs",
             got=", ".join(sorted(missing)),
             hint="Compile again for this device.",
         )
-    with _device_errors("the GPU gave no device"):
+    with device_errors("the GPU gave no device"):
         device = found.request_device_sync(
             required_features=sorted(wanted), required_limits=dict(found.limits)
         )
-    session = GpuSession(plan, device, _name(found))
+    session = GpuSession(plan, device, adapter_name(found))
     try:
-        await session._load(files, progress or _silent)
+        await session.load(files, progress or _silent)
     except BaseException:
         await session.dispose()
         raise
     return session
 
 
-def _wgpu() -> Any:
-    try:
-        import wgpu  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingDependencyError(
-            "WebGPU in CPython needs wgpu", hint="pip install 'fanlight[native]'"
-        ) from error
-    return wgpu
-
-
-def _adapter(name: str | None) -> Any:
-    wgpu = _wgpu()
-    if name is None:
-        with _device_errors("there is no WebGPU adapter"):
-            return wgpu.gpu.request_adapter_sync(power_preference="high-performance")
-    found = wgpu.gpu.enumerate_adapters_sync()
-    for adapter in found:
-        if name.lower() in f"{_name(adapter)} {adapter.info['backend_type']}".lower():
-            return adapter
-    raise DeviceError("no such adapter", got=name, wanted=[_name(a) for a in found])
-
-
-def _name(adapter: Any) -> str:
-    return str(adapter.info["device"]) or "unnamed adapter"
-
-
-def _features(adapter: Any) -> set[str]:
-    """Names as the plan spells them; wgpu-native says ``subgroup``."""
-    return {"subgroups" if f == "subgroup" else f for f in adapter.features}
-
-
 def _silent(progress: Progress) -> None:
     pass
-
-
-@contextmanager
-def _device_errors(what: str) -> Iterator[None]:
-    """wgpu's own errors (validation, out of memory, device lost) become DeviceError."""
-    wgpu = _wgpu()
-    try:
-        yield
-    except FanlightError:
-        raise
-    except (wgpu.GPUError, RuntimeError) as error:
-        raise DeviceError(what, got=str(error).strip()) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +111,7 @@ class GpuSession:
     def __init__(self, plan: Plan, device: Any, adapter: str) -> None:
         self.plan, self._device = plan, device
         self._queue = device.queue
-        self._flags = _wgpu().BufferUsage
+        self._flags = import_wgpu().BufferUsage
         self.info = SessionInfo("webgpu", adapter, plan.resident_bytes())
         self._host = [d.dim for d in plan.dims if d.dim.kind == "host"]
         self._values = {d.name: d.max for d in self._host}
@@ -197,17 +132,18 @@ class GpuSession:
 
     # --- loading
 
-    async def _load(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
-        with _device_errors("the GPU could not hold the plan's buffers"):
+    async def load(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
+        """For :func:`load` alone: memory, pipelines, bindings, weights, the program ``load``."""
+        with device_errors("the GPU could not hold the plan's buffers"):
             self._allocate()
         started = time.perf_counter()
         layouts = [self._make_pipeline(k) for k in self.plan.kernels]
         progress(Progress("compile", len(layouts), len(layouts)))
         self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
-        with _device_errors("the plan's bindings were refused"):
+        with device_errors("the plan's bindings were refused"):
             self._prepare(layouts)
         started = time.perf_counter()
-        with _device_errors("the weights could not be written"):
+        with device_errors("the weights could not be written"):
             await self._upload(files, progress)
         self.info.upload_ms = (time.perf_counter() - started) * 1e3
         if "load" in self.plan.programs:
@@ -238,7 +174,7 @@ class GpuSession:
         code = "".join(_ENABLES.get(f, "") for f in kernel.features) + kernel.code
         types = ["read-only-storage" if a == "read" else "storage" for a in kernel.access]
         types += ["uniform"] if kernel.dims else []
-        wgpu = _wgpu()
+        wgpu = import_wgpu()
         try:
             layout = self._device.create_bind_group_layout(
                 entries=[
@@ -293,7 +229,7 @@ class GpuSession:
             weight = chunk.weight
             if weight.steps:
                 self._write(STAGING, 0, chunk.data)
-                for name, value in zip(LOAD_DIMS, (chunk.first, chunk.count)):
+                for name, value in zip(LOAD_DIMS, (chunk.first, chunk.count), strict=True):
                     self._set_dim(name, value)
                 await self._play(weight.steps)
                 self._submit()
@@ -315,7 +251,8 @@ class GpuSession:
         feeds: Mapping[str, bytes] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
-        """See ``Session.run``. Returns when the work is submitted and at most one submit is unfinished."""
+        """See ``Session.run``. Returns when the work is submitted, at most one submit before it
+        unfinished."""
         async with self._turn():
             steps = self._begin(program, feeds or {}, dims or {})
             await self._play(steps)
@@ -364,8 +301,18 @@ class GpuSession:
         self._pipelines.clear()
         self._device.destroy()
 
-    def _turn(self) -> _Turn:
-        return _Turn(self)
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None, None]:
+        """One call at a time; what a failed one had half encoded is dropped."""
+        async with self._lock:
+            if self._disposed:
+                raise AbortedError("the session was disposed")
+            try:
+                with device_errors("the GPU refused the work"):
+                    yield
+            except BaseException:
+                self._pass = self._encoder = None
+                raise
 
     def _begin(
         self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
@@ -482,14 +429,14 @@ class GpuSession:
             self._pass = None
 
     def _submit(self) -> None:
-        """Submits what is encoded, with a word to read back that tells when it is done (wgpu 0.32 can't say
-        it otherwise: ``on_submitted_work_done_async`` raises TypeError)."""
+        """Submits what is encoded, with a word to read back that tells when it is done (wgpu 0.32
+        can't say it otherwise: ``on_submitted_work_done_async`` raises TypeError)."""
         if self._encoder is not None:
             fence = self._spare_of(4)
             self._end_pass()
             self._encoder.copy_buffer_to_buffer(self._uniform, 0, fence, 0, 4)
             self._finish()
-            self._in_flight.append((fence, fence.map_async(_wgpu().MapMode.READ, 0, 4), 4))
+            self._in_flight.append((fence, fence.map_async(import_wgpu().MapMode.READ, 0, 4), 4))
 
     def _finish(self) -> None:
         self._end_pass()
@@ -539,7 +486,7 @@ class GpuSession:
         self._end_pass()
         self._commands().copy_buffer_to_buffer(self._buffers[name], offset, back, 0, size)
         self._finish()
-        return back, back.map_async(_wgpu().MapMode.READ, 0, size), wanted
+        return back, back.map_async(import_wgpu().MapMode.READ, 0, size), wanted
 
     def _spare_of(self, size: int) -> Any:
         """A buffer to read back through, of at least ``size`` bytes; kept for the next time."""
@@ -557,23 +504,4 @@ class GpuSession:
         return data
 
 
-class _Turn:
-    """One call at a time; wgpu's errors are turned into ours, and what was half encoded is dropped."""
-
-    def __init__(self, session: GpuSession) -> None:
-        self.session = session
-        self.errors = _device_errors("the GPU refused the work")
-
-    async def __aenter__(self) -> None:
-        await self.session._lock.acquire()
-        if self.session._disposed:
-            self.session._lock.release()
-            raise AbortedError("the session was disposed")
-        self.errors.__enter__()
-
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool | None:
-        session = self.session
-        if error is not None:
-            session._pass = session._encoder = None
-        session._lock.release()
-        return self.errors.__exit__(kind, error, trace)
+__all__ = ["FEATURES", "GpuSession", "Probe", "load", "probe"]

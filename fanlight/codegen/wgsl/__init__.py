@@ -1,1 +1,1 @@
-"""WebGPU: WGSL text for every op. ``text`` and ``link`` know no ML; ``table`` is what the compiler asks."""
+"""WebGPU: WGSL text for every op. ``text`` and ``link`` know no ML; the compiler asks ``table``."""

@@ -67,12 +67,17 @@ def _text(
         let v{u} = v_quad((base + min(j{u}, size - 1u)) * {groups}u + kv, quad);"""
         for u in range(4)
     )
+    products = "\n".join(  # unrolled: a loop that naga bounds keeps one load in flight
+        f"      products += query[{i}] * k_quad(row, {i}u);" for i in range(quads)
+    )
     body = f"""  let head = {text.GROUP} % {heads}u;
   let t = {text.GROUP} / {heads}u;
   if (t >= {text.size_u32(rows)}) {{ return; }}
   let length = min({text.size_u32(start)} + t + 1u, {text.size_u32(k.shape[0])});
   let kv = head / {heads // groups}u;
-  if (lane < {quads}u) {{ query[lane] = b0[{text.GROUP} * {quads}u + lane] * {text.literal(scale, "f32")}; }}
+  if (lane < {quads}u) {{
+    query[lane] = b0[{text.GROUP} * {quads}u + lane] * {text.literal(scale, "f32")};
+  }}
   let quad = lane % {quads}u;
   let team = lane / {quads}u;
   var highest = -3.0e38;
@@ -82,10 +87,9 @@ def _text(
     workgroupBarrier();
     var score = -3.0e38;
     if (base + lane < length) {{
+      let row = (base + lane) * {groups}u + kv;
       var products = vec4<f32>(0.0);
-      for (var i = 0u; i < {quads}u; i++) {{
-        products += query[i] * k_quad((base + lane) * {groups}u + kv, i);
-      }}
+{products}
       score = dot(products, vec4<f32>(1.0));
     }}
     let now = max(highest, largest(score, lane));

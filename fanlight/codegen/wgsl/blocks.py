@@ -1,9 +1,9 @@
-"""How a weight of each dtype is kept in storage buffers, and the WGSL that reads it: one row a dtype.
+"""How a weight of each dtype is kept in storage buffers, and the WGSL that reads it: a row a dtype.
 
-A row's planes say which bytes of a source unit go where. Planes of whole words are copied word by word;
-a plane of 2 bytes (a scale) packs two units into a word. ``quad`` gives four consecutive elements of a
-row; ``span`` the dot product of one lane's step along a row (the hot loop of a matrix-vector product).
-Byte layouts: ggml-common.h and ggml-quants.c of llama.cpp.
+A row's planes say which bytes of a source unit go where. Planes of whole words are copied word by
+word; a plane of 2 bytes (a scale) packs two units into a word. ``quad`` gives four consecutive
+elements of a row; ``span`` the dot product of one lane's step along a row (the hot loop of a
+matrix-vector product). Byte layouts: ggml-common.h and ggml-quants.c of llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fanlight.kernels.target import NotYet, Plane, Storage
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """Plane ``suffix`` takes ``bytes`` bytes at ``offset`` of each source unit; ``type`` is its binding."""
+    """Plane ``suffix`` takes ``bytes`` bytes at ``offset`` of each unit; ``type``: its binding."""
 
     suffix: str
     offset: int
@@ -31,8 +31,8 @@ class Row:
     """``quad`` and ``span`` are function bodies over ``P0``, ``P1`` … (the planes' bindings).
 
     quad: ``row``, ``k4`` (index of the quad in the row), ``QUADS`` (quads in a row) → vec4<f32>.
-    span: ``row``, ``s`` (index of the span in the row), ``x`` (array of vec4<f32>) → f32; ``at`` lists
-    which quads ``x`` holds, as expressions of ``s``.
+    span: ``row``, ``s`` (index of the span in the row), ``x`` (array of vec4<f32>) → f32; ``at``
+    lists which quads ``x`` holds, as expressions of ``s``.
     """
 
     planes: tuple[Copied, ...]
@@ -47,11 +47,16 @@ class Row:
         return 4 * len(self.at)
 
 
-_F16 = (
-    "fn half_of(word: u32, i: u32) -> f32 { return unpack2x16float(word >> ((i & 1u) * 16u)).x; }\n"
-)
-_NIBBLES = """fn low4(w: u32) -> vec4<f32> { return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u)); }
-fn high4(w: u32) -> vec4<f32> { return vec4<f32>((vec4<u32>(w) >> vec4<u32>(4u, 12u, 20u, 28u)) & vec4<u32>(15u)); }
+_F16 = """fn half_of(word: u32, i: u32) -> f32 {
+  return unpack2x16float(word >> ((i & 1u) * 16u)).x;
+}
+"""
+_NIBBLES = """fn low4(w: u32) -> vec4<f32> {
+  return vec4<f32>((vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u));
+}
+fn high4(w: u32) -> vec4<f32> {
+  return vec4<f32>((vec4<u32>(w) >> vec4<u32>(4u, 12u, 20u, 28u)) & vec4<u32>(15u));
+}
 """
 _BYTES = """fn signed4(w: u32) -> vec4<f32> {
   return vec4<f32>((vec4<i32>(bitcast<i32>(w)) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
@@ -88,13 +93,26 @@ _HELPERS = {
     "six(": _Q6,
 }
 
-_CONSECUTIVE = tuple(f"s * 8u + {i}u" for i in range(8))
-_DOT32 = " + ".join(
-    [f"dot(low4(q.{c}), x[{i}])" for i, c in enumerate("xyzw")]
-    + [f"dot(high4(q.{c}), x[{i + 4}])" for i, c in enumerate("xyzw")]
-)
-_SUM32 = " + ".join(f"x[{i}]" for i in range(8))
+_BFLOATS = """vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u)"""
 
+
+def _dots(form: str, first: int) -> str:
+    """``form`` of the four words of a vector, each times its quad of x from ``first``."""
+    return " + ".join(f"dot({form.format(c)}, x[{first + i}])" for i, c in enumerate("xyzw"))
+
+
+def _sum(first: int, count: int) -> str:
+    """The sum of all elements of ``count`` quads of x."""
+    total = " + ".join(f"x[{first + i}]" for i in range(count))
+    return f"dot({total}, vec4<f32>(1.0))"
+
+
+def _quads(count: int) -> tuple[str, ...]:
+    """Spans of ``count`` quads side by side."""
+    return tuple(f"s * {count}u + {i}u" for i in range(count))
+
+
+_Q4_DOT = f"({_dots('low4(q.{})', 0)} + {_dots('high4(q.{})', 4)})"
 _Q4_QUAD = """let unit = row * (QUADS / 8u) + k4 / 8u;
   let w = P0[unit][k4 & 3u];
   let q = select(low4(w), high4(w), (k4 & 4u) != 0u);
@@ -111,7 +129,8 @@ ROWS: dict[str, Row] = {
     "f16": Row(
         (Copied("", 0, 2, "array<vec2<u32>>"),),
         True,
-        "let w = P0[row * QUADS + k4]; return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));",
+        """let w = P0[row * QUADS + k4];
+  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));""",
         """let w = P0[row * QUADS + s];
   return dot(vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)), x[0]);""",
         ("s",),
@@ -119,11 +138,8 @@ ROWS: dict[str, Row] = {
     "bf16": Row(
         (Copied("", 0, 2, "array<vec2<u32>>"),),
         True,
-        """let w = P0[row * QUADS + k4];
-  return bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));""",
-        """let w = P0[row * QUADS + s];
-  let v = bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));
-  return dot(v, x[0]);""",
+        f"let w = P0[row * QUADS + k4];\n  return bitcast<vec4<f32>>({_BFLOATS});",
+        f"let w = P0[row * QUADS + s];\n  return dot(bitcast<vec4<f32>>({_BFLOATS}), x[0]);",
         ("s",),
     ),
     "q4_0": Row(
@@ -132,9 +148,8 @@ ROWS: dict[str, Row] = {
         _Q4_QUAD + "  return half_of(P1[unit >> 1u], unit) * (q - 8.0);",
         f"""let unit = row * (QUADS / 8u) + s;
   let q = P0[unit];
-  let sum = {_DOT32} - 8.0 * dot({_SUM32}, vec4<f32>(1.0));
-  return half_of(P1[unit >> 1u], unit) * sum;""",
-        _CONSECUTIVE,
+  return half_of(P1[unit >> 1u], unit) * ({_Q4_DOT} - 8.0 * {_sum(0, 8)});""",
+        _quads(8),
     ),
     "q4_1": Row(
         (Copied(".q", 4, 16, "array<vec4<u32>>"), Copied(".d", 0, 4, "array<u32>")),
@@ -143,19 +158,19 @@ ROWS: dict[str, Row] = {
         f"""let unit = row * (QUADS / 8u) + s;
   let q = P0[unit];
   let d = unpack2x16float(P1[unit]);
-  return d.x * ({_DOT32}) + d.y * dot({_SUM32}, vec4<f32>(1.0));""",
-        _CONSECUTIVE,
+  return d.x * {_Q4_DOT} + d.y * {_sum(0, 8)};""",
+        _quads(8),
     ),
     "q8_0": Row(
         (Copied(".q", 2, 32, "array<vec4<u32>>"), Copied(".d", 0, 2, "array<u32>")),
         False,
         """let unit = row * (QUADS / 8u) + k4 / 8u;
-  return half_of(P1[unit >> 1u], unit) * signed4(P0[row * (QUADS / 4u) + k4 / 4u][k4 & 3u]);""",
+  let w = P0[row * (QUADS / 4u) + k4 / 4u][k4 & 3u];
+  return half_of(P1[unit >> 1u], unit) * signed4(w);""",
         f"""let unit = row * (QUADS / 8u) + s / 2u;
   let q = P0[row * (QUADS / 4u) + s];
-  let sum = {" + ".join(f"dot(signed4(q.{c}), x[{i}])" for i, c in enumerate("xyzw"))};
-  return half_of(P1[unit >> 1u], unit) * sum;""",
-        tuple(f"s * 4u + {i}u" for i in range(4)),
+  return half_of(P1[unit >> 1u], unit) * ({_dots("signed4(q.{})", 0)});""",
+        _quads(4),
     ),
     "q4_k": Row(  # d, min; 12 bytes of 6-bit scales and minima; 4 × 32 bytes: low nibbles, then high
         (Copied("", 0, 144, "array<vec4<u32>>"),),
@@ -173,11 +188,10 @@ ROWS: dict[str, Row] = {
   let r = P0[at + 1u];
   let a = k4_scale(unit, g);
   let b = k4_scale(unit, g + 1u);
-  let low = {" + ".join(f"dot(low4({v}.{c}), x[{i + j}])" for j, v in ((0, "q"), (4, "r")) for i, c in enumerate("xyzw"))};
-  let high = {" + ".join(f"dot(high4({v}.{c}), x[{i + j}])" for j, v in ((8, "q"), (12, "r")) for i, c in enumerate("xyzw"))};
-  let ones = vec4<f32>(1.0);
-  return a.x * low - a.y * dot({_SUM32}, ones) + b.x * high - b.y * dot({" + ".join(f"x[{i}]" for i in range(8, 16))}, ones);""",
-        tuple(f"s * 16u + {i}u" for i in range(16)),
+  let low = {_dots("low4(q.{})", 0)} + {_dots("low4(r.{})", 4)};
+  let high = {_dots("high4(q.{})", 8)} + {_dots("high4(r.{})", 12)};
+  return a.x * low - a.y * {_sum(0, 8)} + b.x * high - b.y * {_sum(8, 8)};""",
+        _quads(16),
     ),
     "q6_k": Row(  # 128 bytes of low nibbles, 64 of upper pairs, 16 scales (i8), d
         (Copied(".q", 0, 208, "array<vec4<u32>>"), Copied(".d", 208, 2, "array<u32>")),
@@ -199,16 +213,12 @@ ROWS: dict[str, Row] = {
   let b = P0[base + h * 4u + 2u + j];
   let t = P0[base + 8u + h * 2u + j];
   let g = h * 8u + j;
-  let sum = q6_scale(unit, g) * ({" + ".join(f"dot(six(low4(a.{c}), t.{c}), x[{i}])" for i, c in enumerate("xyzw"))})
-    + q6_scale(unit, g + 2u) * ({" + ".join(f"dot(six(low4(b.{c}), t.{c} >> 2u), x[{i + 4}])" for i, c in enumerate("xyzw"))})
-    + q6_scale(unit, g + 4u) * ({" + ".join(f"dot(six(high4(a.{c}), t.{c} >> 4u), x[{i + 8}])" for i, c in enumerate("xyzw"))})
-    + q6_scale(unit, g + 6u) * ({" + ".join(f"dot(six(high4(b.{c}), t.{c} >> 6u), x[{i + 12}])" for i, c in enumerate("xyzw"))});
+  let sum = q6_scale(unit, g) * ({_dots("six(low4(a.{0}), t.{0})", 0)})
+    + q6_scale(unit, g + 2u) * ({_dots("six(low4(b.{0}), t.{0} >> 2u)", 4)})
+    + q6_scale(unit, g + 4u) * ({_dots("six(high4(a.{0}), t.{0} >> 4u)", 8)})
+    + q6_scale(unit, g + 6u) * ({_dots("six(high4(b.{0}), t.{0} >> 6u)", 12)});
   return half_of(P1[unit >> 1u], unit) * sum;""",
-        tuple(
-            f"(s / 2u) * 32u + (s & 1u) * 4u + {part * 8 + i}u"
-            for part in range(4)
-            for i in range(4)
-        ),
+        tuple(f"(s / 2u) * 32u + (s & 1u) * 4u + {p * 8 + i}u" for p in range(4) for i in range(4)),
     ),
 }
 
@@ -242,8 +252,8 @@ def bindings(dtype: DType) -> tuple[Binding, ...]:
 
 
 def reader(dtype: DType, name: str, first: int, quads: str) -> str:
-    """``fn NAME_quad(row: u32, k4: u32) -> vec4<f32>`` for planes at bindings from ``first``; ``quads``: in a
-    row, a u32 expression."""
+    """``fn NAME_quad(row: u32, k4: u32) -> vec4<f32>`` for planes at bindings from ``first``.
+    ``quads``: their number in a row, a u32 expression."""
     body = ROWS[dtype.name].quad
     code = f"fn {name}_quad(row: u32, k4: u32) -> vec4<f32> {{\n  {body}\n}}\n"
     return _finish(_with_helpers(code), first, quads)

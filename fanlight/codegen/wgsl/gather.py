@@ -1,8 +1,8 @@
 """Rows of a stored table [N, ...] by i32 ids → [*ids, ...]: f32, or the table's own integers.
 
-One invocation writes four elements. A table in several parts takes one dispatch for each, which writes
-the rows that it has. Plain tables whose rows are no multiple of 4 take the loop form. Ids outside the
-table are clamped into it.
+One invocation writes four elements. A table in several parts takes one dispatch for each, which
+writes the rows that it has. Plain tables whose rows are no multiple of 4 take the loop form. Ids
+outside the table are clamped into it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ THREADS = 64
 def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """One launch for each part of the table. Raises UnsupportedError for a plain table in several parts
-    whose rows are no multiple of 4, and for dtypes that neither form reads."""
+    """One launch for each part of the table. Raises UnsupportedError for a plain table in several
+    parts whose rows are no multiple of 4, and for dtypes that neither form reads."""
     table, ids = inputs
     width = product(table.shape[1:])
     if isinstance(width, int) and width % 4 == 0 and table.dtype.name in blocks.ROWS:

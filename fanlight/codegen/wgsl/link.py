@@ -1,7 +1,7 @@
 """Gives a kernel its bindings: ``WgslKernel`` and the plan's dims → ``plan.Kernel``.
 
-Storage bindings ``b0, b1, …`` as the kernel lists them, then one read-only binding for each state buffer
-that holds a device dim of the kernel, then the uniform of all host dims where the kernel reads one.
+Storage bindings ``b0, b1, …`` as the kernel lists them, then one read-only binding for each state
+buffer that holds a device dim of the kernel, then the uniform of all host dims where it reads one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_STORAGE = 8
 
 
 def link(launch: WgslLaunch, dims: Sequence[DimSpec]) -> tuple[plan.Kernel, tuple[str, ...]]:
-    """The plan's kernel, and the state buffers of device dims that follow ``launch.buffers`` in the dispatch.
+    """The plan's kernel, and the state buffers of device dims: they follow ``launch.buffers``.
 
     Raises PlanError for a dim that the plan lacks, or more than 8 storage buffers.
     """
@@ -36,8 +36,10 @@ def link(launch: WgslLaunch, dims: Sequence[DimSpec]) -> tuple[plan.Kernel, tupl
         for i, b in enumerate(kernel.bindings)
     ]
     first = len(kernel.bindings)
-    for i in range(first, first + len(extra)):
-        lines.append(f"@group(0) @binding({i}) var<storage, read> b{i}: array<i32>;")
+    lines += [
+        f"@group(0) @binding({i}) var<storage, read> b{i}: array<i32>;"
+        for i in range(first, first + len(extra))
+    ]
     count = first + len(extra)
     if count > MAX_STORAGE:
         raise PlanError("too many storage buffers", where=where, got=count, wanted=MAX_STORAGE)
@@ -53,5 +55,6 @@ def link(launch: WgslLaunch, dims: Sequence[DimSpec]) -> tuple[plan.Kernel, tupl
             value = f"u32(b{first + extra.index(spec.buffer)}[{spec.offset // 4}])"
         lines.append(f"fn {accessor(spec.dim)}() -> u32 {{ return {value}; }}")
     code = "\n".join(lines) + "\n" + kernel.text
-    access: tuple[plan.Access, ...] = (*(b.access for b in kernel.bindings), *["read"] * len(extra))
-    return plan.Kernel(kernel.name, code, access, has_host, kernel.features), extra
+    access: list[plan.Access] = [b.access for b in kernel.bindings]
+    access += ["read" for _ in extra]
+    return plan.Kernel(kernel.name, code, tuple(access), has_host, kernel.features), extra

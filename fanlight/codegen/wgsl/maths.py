@@ -1,8 +1,8 @@
 """f32 functions in WGSL, to 1e-6 relative on every device, and conversions to 16-bit floats.
 
-WGSL's own exp, log, sin, tanh and pow may be off by far more (sin by 2e-4 at 2,000 on SwiftShader), and
-pack2x16float may round toward zero. The polynomials and the splits of ln 2 and pi / 2 are those of the
-Cephes library (Moshier); products ``k * HIGH`` are exact for the range that each function states.
+WGSL's own exp, log, sin, tanh and pow may be off by far more (sin by 2e-4 at 2,000 on SwiftShader),
+and pack2x16float may round toward zero. The polynomials and the splits of ln 2 and pi / 2 are those
+of the Cephes library (Moshier); their products with whole numbers are exact.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _TEXT: dict[str, tuple[str, tuple[str, ...]]] = {
     "fl_log": (
         """fn fl_log(x: f32) -> f32 {
   let bits = bitcast<u32>(x);
-  if (bits < 0x00800000u || bits >= 0x7f800000u) { return log(x); } // zero, subnormal, infinite, negative
+  // zero, subnormal, infinite, negative
+  if (bits < 0x00800000u || bits >= 0x7f800000u) { return log(x); }
   let shifted = bits - 0x3f3504f3u; // exponent such that m is in [sqrt(1/2), sqrt(2))
   let e = f32(bitcast<i32>(shifted) >> 23u);
   let m = bitcast<f32>((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0;

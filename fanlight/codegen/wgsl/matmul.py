@@ -151,7 +151,8 @@ def _tiled(
     for (var i = lane; i < rows * {TILE_QUADS}u; i += {TILE_THREADS}u) {{
       let q = k0 + i % {TILE_QUADS}u;
       let value = b0[(m0 + i / {TILE_QUADS}u) * {quads} + min(q, {quads} - 1u)];
-      x_tile[(i / {TILE_QUADS}u) * {_PAD}u + i % {TILE_QUADS}u] = select(vec4<f32>(0.0), value, q < {quads});
+      let kept = select(vec4<f32>(0.0), value, q < {quads});
+      x_tile[(i / {TILE_QUADS}u) * {_PAD}u + i % {TILE_QUADS}u] = kept;
     }}
     for (var i = lane; i < {TILE_N * TILE_QUADS}u; i += {TILE_THREADS}u) {{
       let q = k0 + i % {TILE_QUADS}u;

@@ -1,8 +1,8 @@
 """The load kernel: raw block bytes in the staging buffer → the planes of ``blocks.ROWS``.
 
-One invocation writes a pair of units, aligned to the whole weight (units 2p and 2p + 1), so no two write
-one word. A pair that a chunk holds half of keeps the other half of the shared word: the neighbour chunk,
-in an earlier or a later dispatch, writes that.
+One invocation writes a pair of units, aligned to the whole weight (units 2p and 2p + 1), so no two
+write one word. Where a chunk holds half of a pair, the other half of the shared word is kept: the
+neighbour chunk, in an earlier or a later dispatch, writes that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _READ = """fn raw(at: u32) -> u32 { // four bytes at any byte of the staging buf
 def launch(
     dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
 ) -> WgslLaunch:
-    """Writes units ``[first, first + count)`` from the start of ``staging`` into the planes ``target``."""
+    """Writes units ``[first, first + count)`` from the start of ``staging`` into ``target``."""
     row = row_of(dtype, "repack")
     copies = "".join(_copy(i, plane) for i, plane in enumerate(row.planes))
     body = f"""  let first = {text.size_u32(first)};

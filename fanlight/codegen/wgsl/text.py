@@ -1,8 +1,8 @@
 """Pieces of WGSL text: literals, sizes, the entry point, reductions over a workgroup. Knows no ML.
 
 Kernels see ``group`` (workgroup), ``groups`` (their number) and ``lane`` (invocation inside the
-workgroup). A grid above 65,535 in x is folded to (x, y); ``GROUP`` is the linear workgroup again, and a
-kernel checks it against its own bound, since folding rounds up.
+workgroup). A grid above 65,535 in x is folded to (x, y); ``GROUP`` is the linear workgroup again,
+and a kernel checks it against its own bound, since folding rounds up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def kernel(
     sizes: Iterable[Size] = (),
     features: tuple[str, ...] = (),
 ) -> WgslKernel:
-    """A kernel whose name holds a digest of all it depends on. ``sizes``: those that the text reads."""
+    """A kernel whose name holds a digest of all it depends on. ``sizes``: what the text reads."""
     dims = tuple(dict.fromkeys(d for s in sizes for d in dims_of(s)))
     if "infinity_bits" in text:
         text = _INFINITY + text
@@ -50,7 +50,7 @@ fn main(
 
 
 def fold_grid(workgroups: Size) -> tuple[Size, Size, Size]:
-    """A grid of at least ``workgroups``, x and y at most 65,535 at the dims' maxima; see ``GROUP``."""
+    """A grid of at least ``workgroups``, x and y at most 65,535 at the dims' maxima: ``GROUP``."""
     rows = -(-maximum(workgroups) // MAX_GROUPS)
     if rows <= 1:
         return (workgroups, 1, 1)
@@ -105,10 +105,11 @@ def literal(value: float | bool, scalar: str) -> str:
 
 
 def reduction(name: str, scalar: str, threads: int, combine: str) -> str:
-    """``var<workgroup>`` memory and ``fn NAME(value, lane) -> SCALAR``: ``combine(a, b)`` over all threads.
+    """Workgroup memory and ``fn NAME(value, lane) -> SCALAR``: ``combine(a, b)`` over all threads.
 
-    ``combine`` is a format with ``{a}`` and ``{b}``. Two short passes cost fewer barriers than a tree,
-    which matters where the GPU is a CPU. Call from uniform control flow; ``threads`` is 4 to 256.
+    ``combine`` is a format with ``{a}`` and ``{b}``. Two short passes cost fewer barriers than a
+    tree, which matters where the GPU is a CPU. Call from uniform control flow; ``threads`` is 4 to
+    256, a power of two.
     """
     wide = 1 << ((threads.bit_length() - 1) // 2)  # threads that make the first pass
     deep = threads // wide

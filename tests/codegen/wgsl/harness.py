@@ -1,4 +1,4 @@
-"""Runs launches on the GPU that wgpu finds: a hand-written plan, through its file form, to arrays."""
+"""Runs launches on the GPU that wgpu finds: a hand-written plan, through its file form."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ class Bench:
         units = width // kind.block
         assert len(raw) == rows * units * kind.bytes
         parts = []
-        for first, end in zip(cuts, [*cuts[1:], rows]):
+        for first, end in zip(cuts, [*cuts[1:], rows], strict=True):
             names = tuple(f"{name}.{first}{p.suffix}" for p in storage.planes)
-            for label, plane in zip(names, storage.planes):
+            for label, plane in zip(names, storage.planes, strict=True):
                 size = -(-(end - first) * units * plane.unit_bytes // 4) * 4
                 self.buffers[label] = Buffer(label, "weight", size, dtype)
             start, length = first * units * kind.bytes, (end - first) * units * kind.bytes

@@ -33,7 +33,7 @@ def test_rules_are_total_over_the_op_list() -> None:
 def attend(
     rows: int, start: int, heads: int, groups: int, depth: int, context: int, cache: str
 ) -> tuple[Array, Array]:
-    """What the kernel gives and what the definition gives; T from the host, the position from a state."""
+    """What the kernel gives and what the definition gives; T by the host, the position by a state."""
     rng = np.random.default_rng(start + rows)
     kind = {"f32": "f4", "f16": "f2"}[cache]
     q = rng.standard_normal((rows, heads, depth), dtype=np.float32) * 2

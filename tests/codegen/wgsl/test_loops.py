@@ -1,4 +1,4 @@
-"""Loop kernels on the GPU: every function and dtype, reductions, packed stores, any graph after lowering."""
+"""Loop kernels on the GPU: every function and dtype, reductions, packed stores, any graph."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_functions_on_integers(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", [d for d in loops.SCALAR if d != "bf16"])
 @pytest.mark.parametrize("count", [1, 5, 130])
 def test_packed_stores_keep_their_neighbours(dtype: str, count: int) -> None:
-    """Elements 4 to 4 + count are written; what lies before and after, in shared words too, stays."""
+    """Elements 4 to 4 + count are written; what lies around them, in shared words too, stays."""
     rng = np.random.default_rng(count)
     values = rng.integers(0, 2 if dtype == "bool" else 100, count).astype(NUMPY[dtype])
     old = rng.integers(0, 2, count + 12).astype(NUMPY[dtype])
