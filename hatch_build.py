@@ -12,7 +12,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class VendorHook(BuildHookInterface):  # type: ignore[misc] - hatchling has no types
+class VendorHook(BuildHookInterface):  # type: ignore[misc]  # no types there
     """Named by ``[tool.hatch.build.hooks.custom]``."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
