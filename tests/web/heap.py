@@ -12,7 +12,7 @@ from playwright.sync_api import CDPSession, Page
 
 @dataclass(frozen=True)
 class Watched:
-    """``peak``: the most bytes that any worker held at a time, used heap and backing stores together."""
+    """``peak``: the most bytes that a worker held at a time, heap and backing stores together."""
 
     result: Any
     peak: int

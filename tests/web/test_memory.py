@@ -76,7 +76,8 @@ def test_load(page: Page, origin: Origin, large: str, target: Target, visit: int
         page.evaluate("(url) => executor.request('remove', { url })", large)
     seen = watch(page, LOAD, {"url": large, "plan": plan(target)})
     print(
-        f"{target}, visit {visit}: peak {seen.peak / MB:.1f} MB in {seen.samples} samples, {seen.result}"
+    name = f"{target}, visit {visit}"
+    print(f"{name}: peak {seen.peak / MB:.1f} MB in {seen.samples} samples, {seen.result}")
     )
     at = 7 * (SIZE // PARTS) + 4096
     assert seen.result["part"] == origin.files["large"].data[at : at + 16].hex()

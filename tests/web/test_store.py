@@ -150,7 +150,7 @@ def test_changed_file_starts_afresh(
 
 def test_file_that_changes_meanwhile(page: Page, served: tuple[str, Served]) -> None:
     url, file = served
-    file.pause, file.pause_at, file.cuts = threading.Event(), 5 * MB, [6 * MB]
+    file.pause, file.pause_at, file.cuts = threading.Event(), 5 * MB, [6 * MB, 2 * MB]
     page.evaluate(
         "async (url) => { window.f = await executor.request('open', { source: url }); }", url
     )
