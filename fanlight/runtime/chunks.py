@@ -1,6 +1,7 @@
 """The bytes of a plan's weights, in chunks cut at units: what the executors of CPython feed from.
 
-In: the plan and its files. Out: chunks in the order of the files, at most one of them held. The twin in JavaScript is ``web/weights.js``. Knows nothing of devices.
+In: the plan and its files. Out: chunks in the order of the files, at most one of them held. Knows
+nothing of devices. The twin in JavaScript is ``web/weights.js``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ async def weight_chunks(
 ) -> AsyncIterator[Chunk]:
     """All chunks of all weights, each at most ``limit(weight)`` bytes.
 
-    Raises PlanError for a file that is missing or too small, TruncatedError where a stream ends early.
+    PlanError for a file that is missing or too small, TruncatedError for one that ends early.
     """
     for weight in sorted(plan.weights, key=_place):
         most = limit(weight) // weight.unit

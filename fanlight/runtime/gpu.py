@@ -69,7 +69,7 @@ async def load(
 ) -> GpuSession:
     """A session with all weights resident and the program ``load`` run.
 
-    Raises PlanError, DeviceError, StoreError or MissingDependencyError; then nothing is left behind.
+    PlanError, DeviceError, StoreError or MissingDependencyError: then nothing is left behind.
     """
     if plan.target != "webgpu":
         raise PlanError("not a plan for webgpu", got=plan.target)

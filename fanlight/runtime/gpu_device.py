@@ -17,7 +17,7 @@ FEATURES = ("subgroups", "shader-f16")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A device as the compiler asks about it. ``max_binding``: bytes of the largest storage binding.
+    """A device as the compiler asks about it. ``max_binding``: bytes of one storage binding.
     ``fallback``: a CPU that plays a GPU."""
 
     adapter: str

@@ -1,20 +1,23 @@
 """Causal grouped-query attention: q f32 [T, H, D], caches k and v [C, Hk, D] → f32 [T, H * D].
 
-Row t sees positions 0 … start + t. One workgroup for each row and head goes through the positions
-a block at a time with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867; Dao et
-al., arXiv 2205.14135): its memory doesn't grow with the length. D is a multiple of 4, at most 256.
+Row t sees positions 0 … start + t. One workgroup for a head and one row, or four rows that share
+what is read of the cache, goes through the positions a block at a time with a running maximum and
+sum (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135): its memory doesn't grow
+with the length. D is a multiple of 4, at most 256.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fanlight.codegen.wgsl import blocks, maths, text
+from fanlight.dtypes import DType
 from fanlight.errors import UnsupportedError
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
 from fanlight.kernels.target import Context, Operand
-from fanlight.shapes import Size, binary, maximum
+from fanlight.shapes import Size, binary, ceildiv, maximum
 
 _CACHES = ("f32", "f16", "bf16")
 
@@ -31,9 +34,10 @@ def rule(
         got = f"{k.dtype} and {v.dtype}, {depth} elements a head"
         raise UnsupportedError("no attention over such a cache", where="attention", got=got)
     start: Size = attrs["start"]
-    threads = 256 if maximum(rows) == 1 else 64
-    threads = max(threads, 1 << (depth // 4 - 1).bit_length())
-    code = _text(k, v, threads, rows, heads, groups, depth, start, attrs["scale"])
+    together = 1 if maximum(rows) == 1 else 4
+    threads = max(256 if together == 1 else 64, 1 << (depth // 4 - 1).bit_length())
+    shape = _Shape(rows, k.shape[0], heads, groups, depth // 4, threads, together)
+    code = _text(k.dtype, v.dtype, shape, start, attrs["scale"])
     bindings = (
         Binding("array<vec4<f32>>", "read"),
         *blocks.bindings(k.dtype),
@@ -42,84 +46,107 @@ def rule(
     )
     kernel = text.kernel(f"attention_{k.dtype}", code, bindings, (rows, start, k.shape[0]))
     buffers = (q.buffer, k.buffer, v.buffer, output.buffer)
-    return [WgslLaunch(kernel, buffers, text.fold_grid(binary("*", rows, heads)))]
+    grid = text.fold_grid(binary("*", ceildiv(rows, together), heads))
+    return [WgslLaunch(kernel, buffers, grid)]
 
 
-def _text(
-    k: Operand,
-    v: Operand,
-    threads: int,
-    rows: Size,
-    heads: int,
-    groups: int,
-    depth: int,
-    start: Size,
-    scale: float,
-) -> str:
-    """``quads`` threads cover a head's depth; ``teams`` of them take turns with the positions of a block."""
-    quads = depth // 4
-    teams = threads // quads
-    read = blocks.reader(k.dtype, "k", 1, f"{quads}u")
-    read += blocks.reader(v.dtype, "v", 2, f"{quads}u")
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """``quads``: of a head's depth; ``together``: rows of q in one workgroup, 1 or 4."""
+
+    rows: Size
+    context: Size
+    heads: int
+    groups: int
+    quads: int
+    threads: int
+    together: int
+
+
+def _text(k: DType, v: DType, shape: _Shape, start: Size, scale: float) -> str:
+    """A lane scores one position of the block for all rows of the workgroup; then ``teams`` of
+    ``quads`` lanes take turns with the positions to sum the values."""
+    heads, quads, threads = shape.heads, shape.quads, shape.threads
+    count, teams = shape.together, shape.threads // shape.quads
+    kind = "f32" if count == 1 else "vec4<f32>"
+    part = [""] if count == 1 else [".x", ".y", ".z", ".w"]
+
+    def each(form: str) -> str:
+        """``form`` for each row r, its component c."""
+        return "\n".join(form.format(r=r, c=c) for r, c in enumerate(part))
+
+    def vector(form: str) -> str:
+        return f"{kind}({', '.join(form.format(r=r, c=c) for r, c in enumerate(part))})"
+
+    products = "\n".join(  # unrolled: a loop that naga bounds keeps one load in flight
+        f"      let k{i} = k_quad(row, {i}u);\n"
+        + each(f"      products{{r}} += query[{{r}}u * {quads}u + {i}u] * k{i};")
+        for i in range(quads)
+    )
     loads = "\n".join(  # four at a time: one load's latency, not four
         f"""        let j{u} = i + {u * teams}u;
-        let p{u} = select(0.0, weights[min(j{u}, {threads - 1}u)], j{u} < size);
-        let v{u} = v_quad((base + min(j{u}, size - 1u)) * {groups}u + kv, quad);"""
+        let p{u} = select({kind}(0.0), weights[min(j{u}, {threads - 1}u)], j{u} < size);
+        let v{u} = v_quad((base + min(j{u}, size - 1u)) * {shape.groups}u + kv, quad);"""
         for u in range(4)
     )
-    products = "\n".join(  # unrolled: a loop that naga bounds keeps one load in flight
-        f"      products += query[{i}] * k_quad(row, {i}u);" for i in range(quads)
-    )
     body = f"""  let head = {text.GROUP} % {heads}u;
-  let t = {text.GROUP} / {heads}u;
-  if (t >= {text.size_u32(rows)}) {{ return; }}
-  let length = min({text.size_u32(start)} + t + 1u, {text.size_u32(k.shape[0])});
-  let kv = head / {heads // groups}u;
-  if (lane < {quads}u) {{
-    query[lane] = b0[{text.GROUP} * {quads}u + lane] * {text.literal(scale, "f32")};
+  let t = ({text.GROUP} / {heads}u) * {count}u;
+  let rows = {text.size_u32(shape.rows)};
+  if (t >= rows) {{ return; }}
+  let first = {text.size_u32(start)} + t + 1u; // positions that the first row sees
+  let context = {text.size_u32(shape.context)};
+  let length = min({text.size_u32(start)} + min(t + {count}u, rows), context);
+  let kv = head / {heads // shape.groups}u;
+  for (var i = lane; i < {count * quads}u; i += {threads}u) {{
+    let at = (min(t + i / {quads}u, rows - 1u) * {heads}u + head) * {quads}u + i % {quads}u;
+    query[i] = b0[at] * {text.literal(scale, "f32")};
   }}
   let quad = lane % {quads}u;
   let team = lane / {quads}u;
-  var highest = -3.0e38;
-  var total = 0.0;
-  var sum = vec4<f32>(0.0);
+  var highest = {kind}(-3.0e38);
+  var total = {kind}(0.0);
+{each("  var sum{r} = vec4<f32>(0.0);")}
   for (var base = 0u; base < length; base += {threads}u) {{
     workgroupBarrier();
-    var score = -3.0e38;
+    var score = {kind}(-3.0e38);
+    let row = (base + lane) * {shape.groups}u + kv;
     if (base + lane < length) {{
-      let row = (base + lane) * {groups}u + kv;
-      var products = vec4<f32>(0.0);
+{each("      var products{r} = vec4<f32>(0.0);")}
 {products}
-      score = dot(products, vec4<f32>(1.0));
+{each("      if (base + lane < first + {r}u) {{ score{c} = dot(products{r}, vec4<f32>(1.0)); }}")}
     }}
     let now = max(highest, largest(score, lane));
-    let shrink = fl_exp(highest - now);
-    weights[lane] = select(0.0, fl_exp(score - now), base + lane < length);
+    let shrink = {vector("fl_exp(highest{c} - now{c})")};
+    let weight = {vector("select(0.0, fl_exp(score{c} - now{c}), base + lane < first + {r}u)")};
+    weights[lane] = select({kind}(0.0), weight, base + lane < length);
     workgroupBarrier();
     total = total * shrink + weights[lane];
-    sum *= shrink;
+{each("    sum{r} *= shrink{c};")}
     let size = min({threads}u, length - base);
     if (team < {teams}u) {{
       for (var i = team; i < size; i += {4 * teams}u) {{
 {loads}
-        sum += p0 * v0 + p1 * v1 + p2 * v2 + p3 * v3;
+{each("        sum{r} += p0{c} * v0 + p1{c} * v1 + p2{c} * v2 + p3{c} * v3;")}
       }}
     }}
     highest = now;
   }}
   let all = add_up(total, lane);
-  sums[lane] = sum;
+{each(f"  sums[{{r}}u * {threads}u + lane] = sum{{r}};")}
   workgroupBarrier();
-  if (lane < {quads}u) {{
+  for (var i = lane; i < {count * quads}u; i += {threads}u) {{
+    let r = i / {quads}u;
+    let at = i % {quads}u;
     var out = vec4<f32>(0.0);
-    for (var i = 0u; i < {teams}u; i++) {{ out += sums[i * {quads}u + lane]; }}
-    b3[{text.GROUP} * {quads}u + lane] = out / all;
+    for (var j = 0u; j < {teams}u; j++) {{ out += sums[r * {threads}u + j * {quads}u + at]; }}
+    out /= all{"" if count == 1 else "[r]"};
+    if (t + r < rows) {{ b3[((t + r) * {heads}u + head) * {quads}u + at] = out; }}
   }}"""
-    memory = f"""var<workgroup> query: array<vec4<f32>, {quads}>;
-var<workgroup> weights: array<f32, {threads}>;
-var<workgroup> sums: array<vec4<f32>, {threads}>;
+    memory = f"""var<workgroup> query: array<vec4<f32>, {count * quads}>;
+var<workgroup> weights: array<{kind}, {threads}>;
+var<workgroup> sums: array<vec4<f32>, {count * threads}>;
 """
-    reductions = text.reduction("largest", "f32", threads, "max({a}, {b})")
-    reductions += text.reduction("add_up", "f32", threads, "{a} + {b}")
-    code = read + memory + reductions + text.entry(threads, body)
+    code = blocks.reader(k, "k", 1, f"{quads}u") + blocks.reader(v, "v", 2, f"{quads}u") + memory
+    code += text.reduction("largest", kind, threads, "max({a}, {b})")
+    code += text.reduction("add_up", kind, threads, "{a} + {b}") + text.entry(threads, body)
     return maths.functions(code) + code

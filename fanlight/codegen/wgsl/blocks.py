@@ -62,7 +62,7 @@ _BYTES = """fn signed4(w: u32) -> vec4<f32> {
   return vec4<f32>((vec4<i32>(bitcast<i32>(w)) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
 }
 """
-_K4 = """fn k4_scale(unit: u32, g: u32) -> vec2<f32> { // scale and minimum of group g of 32 elements
+_K4 = """fn k4_scale(unit: u32, g: u32) -> vec2<f32> { // scale and minimum of the group g
   let head = P0[unit * 9u];
   let d = unpack2x16float(head.x);
   let shift = (g & 3u) * 8u;
@@ -172,7 +172,7 @@ ROWS: dict[str, Row] = {
   return half_of(P1[unit >> 1u], unit) * ({_dots("signed4(q.{})", 0)});""",
         _quads(4),
     ),
-    "q4_k": Row(  # d, min; 12 bytes of 6-bit scales and minima; 4 × 32 bytes: low nibbles, then high
+    "q4_k": Row(  # d, min; 12 bytes of 6-bit scales and minima; 4 × 32 bytes, low nibbles first
         (Copied("", 0, 144, "array<vec4<u32>>"),),
         True,
         """let unit = row * (QUADS / 64u) + k4 / 64u;

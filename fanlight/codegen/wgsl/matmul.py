@@ -31,7 +31,7 @@ _Y = Binding("array<f32>", "read_write")
 def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """One launch for each part of w. Raises UnsupportedError for a w that isn't of floats or blocks."""
+    """One launch for each part of w. UnsupportedError for a w that isn't of floats or blocks."""
     x, w = inputs
     rows, n, k = product(x.shape[:-1]), w.shape[0], w.shape[1]
     blocks.row_of(w.dtype, "matmul")
@@ -69,7 +69,7 @@ def _bindings(w: Operand) -> tuple[Binding, ...]:
 def _vector(
     w: Operand, part: Part, rows: Size, n: Size, k: Size
 ) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
-    """``lanes`` lanes share ``each`` consecutive rows of w; ``teams`` such groups in a workgroup."""
+    """``lanes`` lanes share ``each`` consecutive rows of w; ``teams`` such groups a workgroup."""
     row = blocks.ROWS[w.dtype.name]
     spans = maximum(k) // row.step
     lanes, each = share(maximum(part.rows), spans)

@@ -96,6 +96,6 @@ def _loops(bench: Bench) -> list[Launch]:
     for how in ("sum", "max", "min"):
         for size in (5, 500):
             body = loops.Load(0, Axis(8), "f32")
-            total = Reduce(how, 8, size, body, "f32")  # type: ignore[arg-type]
+            total = Reduce(how, 8, size, body, "f32")
             add(LoopKernel(f"{how} {size}", (ROWS,), (DTYPES["f32"],), DTYPES["f32"], total))
     return launches

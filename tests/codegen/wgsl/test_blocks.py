@@ -49,7 +49,7 @@ def test_storage_is_total_over_dtypes() -> None:
 @pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize(("staging", "piece"), [(1 << 20, 1 << 20), (4096, 1000)])
 def test_gather_gives_the_dequantised_rows(dtype: str, staging: int, piece: int) -> None:
-    """Chunks of odd unit counts (pieces of 1,000 bytes hold 55 blocks of 18) write shared words right."""
+    """Chunks of odd unit counts (1,000 bytes hold 55 blocks of 18) write shared words right."""
     raw, values = stored(dtype, 37, 768, seed=1)
     ids = np.array([0, 36, 5, 17, 17, 99, -3], "<i4")
     bench = Bench(staging=staging, piece=piece)

@@ -33,7 +33,7 @@ def test_rules_are_total_over_the_op_list() -> None:
 def attend(
     rows: int, start: int, heads: int, groups: int, depth: int, context: int, cache: str
 ) -> tuple[Array, Array]:
-    """What the kernel gives and what the definition gives; T by the host, the position by a state."""
+    """What the kernel gives and what the definition gives; the position comes from a state."""
     rng = np.random.default_rng(start + rows)
     kind = {"f32": "f4", "f16": "f2"}[cache]
     q = rng.standard_normal((rows, heads, depth), dtype=np.float32) * 2
@@ -76,7 +76,7 @@ def test_attention_of_other_heads(heads: int, groups: int, depth: int, rows: int
 def test_a_position_off_by_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance tells a wrong kernel from a right one."""
     made = attention._text
-    monkeypatch.setattr(attention, "_text", lambda *a: made(*a).replace("+ t + 1u,", "+ t,"))
+    monkeypatch.setattr(attention, "_text", lambda *a: made(*a).replace("+ t + 1u;", "+ t;"))
     got, wanted = attend(1, 2000, 9, 3, 64, 2048, "f32")
     assert nmse(got, wanted) > 1e-8
 
