@@ -1,7 +1,8 @@
 """The compiler's driver: module → plan. It reads aloud in :func:`compile_module`.
 
-In: a module (``archs``, ``importers``), a target's name and what the device offers. Out: a ``Plan``. Pure
-Python, the standard library only; tensors are never touched, only their places in files.
+In: a module (``archs``, ``importers``), a target's name and what the device offers. Out: a
+``Plan``. Pure Python, the standard library only; tensors are never touched, only their places in
+files.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from fanlight.kernels.memory import assign
 from fanlight.kernels.target import Context, NotYet, Operand, Part, Target
 from fanlight.plan import (
     Buffer,
-    Dispatch,
     DimSpec,
+    Dispatch,
     FileSource,
     InlineSource,
     Kernel,
@@ -39,10 +40,12 @@ _MAX_UNITS = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """``features``: of the device, e.g. ``subgroups``, ``shader-f16`` or ``relaxed-simd``, ``threads``.
+    """``features``: of the device, e.g. ``subgroups``, ``shader-f16`` or ``relaxed-simd``,
+    ``threads``.
 
     ``max_binding``: bytes that one storage binding may have; larger weights are split by rows.
-    ``dump``: called with (stage, text) for each graph after each stage; ``verify``: check between stages.
+    ``dump``: called with (stage, text) for each graph after each stage; ``verify``: check between
+    stages.
     """
 
     target: Literal["webgpu", "wasm"]
@@ -56,8 +59,8 @@ class CompileOptions:
 def compile_module(module: Module, options: CompileOptions) -> Plan:
     """The plan of ``module`` for the device that ``options`` describe.
 
-    Raises GraphError for a malformed module and UnsupportedError, listing everything at once, for ops or
-    dtypes that the target can't run.
+    Raises GraphError for a malformed module and UnsupportedError, listing everything at once, for
+    ops or dtypes that the target can't run.
     """
     return _Compilation(module, options).run()
 
@@ -114,7 +117,9 @@ class _Compilation:
 
     def _declare_states(self) -> None:
         for name, spec in self.module.states.items():
-            self._buffer(name, "state", buffer_bytes(spec.dtype, spec.shape), spec.dtype.name, spec.shape)
+            self._buffer(
+                name, "state", buffer_bytes(spec.dtype, spec.shape), spec.dtype.name, spec.shape
+            )
         for graph in self.module.graphs.values():
             for node in graph.nodes():
                 if node.op == "input" and node.name not in self.buffers:
@@ -138,7 +143,9 @@ class _Compilation:
         if missing:
             text = "; ".join(f"{d}: {why}" for d, why in sorted(missing.items()))
             raise UnsupportedError(f"the target {self.target.name} can't hold weights of {text}")
-        ordered = sorted(used, key=lambda n: (self.module.weights[n].file, self.module.weights[n].offset))
+        ordered = sorted(
+            used, key=lambda n: (self.module.weights[n].file, self.module.weights[n].offset)
+        )
         for name in ordered:
             self._place_weight(name, self.module.weights[name])
 
@@ -158,7 +165,9 @@ class _Compilation:
             names = []
             for plane in storage.planes:
                 label = f"{name}{tag}{plane.suffix}"
-                self._buffer(label, "weight", count * row_units * plane.unit_bytes, source.dtype.name)
+                self._buffer(
+                    label, "weight", count * row_units * plane.unit_bytes, source.dtype.name
+                )
                 names.append(label)
             part = Part(first, count, tuple(names))
             parts.append(part)
@@ -177,7 +186,9 @@ class _Compilation:
             if number == len(self.slots):
                 self.slots.append(0)
             held = self.slots[number]
-            self.slots[number] = size if held == 0 else held if held == size else binary("max", held, size)
+            self.slots[number] = (
+                size if held == 0 else held if held == size else binary("max", held, size)
+            )
         names = {temporary: f"arena.{slot}" for temporary, slot in place.items()}
         return tuple(
             self._dispatch(launch, tuple(names.get(b, b) for b in launch.buffers))
@@ -217,7 +228,7 @@ class _Compilation:
             out.append(
                 Weight(name, place, unit, "", tuple(self._dispatch(x, x.buffers) for x in launches))
             )
-        for (dtype, data), name in self.constants.items():
+        for (_, data), name in self.constants.items():
             out.append(Weight(name, self._inline(data), 4, name))
         return out
 

@@ -26,9 +26,10 @@ async def pipeline(
 ) -> TextGeneration:
     """A loaded pipeline for ``task``.
 
-    ``model``: a path (CPython) or URL of a GGUF file. ``device``: ``auto``, ``webgpu`` or ``wasm``. ``progress`` is
-    called with ``Progress(stage, done, total)``, bytes for ``download`` and ``load``. ``options`` are the task's own
-    (``TextGeneration.create``); unknown ones raise InputError. Cancelling the call aborts it.
+    ``model``: a path (CPython) or URL of a GGUF file. ``device``: ``auto``, ``webgpu`` or ``wasm``.
+    ``progress`` is called with ``Progress(stage, done, total)``, bytes for ``download`` and
+    ``load``. ``options`` are the task's own (``TextGeneration.create``); unknown ones raise
+    InputError. Cancelling the call aborts it.
     """
     if task not in TASKS:
         raise InputError("unknown task", got=task, wanted=", ".join(TASKS))
@@ -51,4 +52,4 @@ async def open_model(model: str, progress: ProgressCallback | None = None) -> Mo
         from fanlight.hub.download import fetch
 
         return LocalFile(await fetch(model, progress))
-    return LocalFile(Path(model).expanduser())
+    return LocalFile(Path(model))

@@ -1,29 +1,32 @@
 """The plan, version 1: the only contract between the compiler and the executors.
 
-File layout: ``FANPLAN1`` (8 bytes), header length (u32, little endian), 4 zero bytes, the header (JSON,
-UTF-8, padded with spaces to a multiple of 8), then the segments, each at a multiple of 8.
-``fanlight/web/plan.js`` is the JavaScript reader of the same form; ``plan.schema.json`` holds the rules.
+File layout: ``FANPLAN1`` (8 bytes), header length (u32, little endian), 4 zero bytes, the header
+(JSON, UTF-8, padded with spaces to a multiple of 8), then the segments, each at a multiple of 8.
+``fanlight/web/plan.js`` is the JavaScript reader of the same form; ``plan.schema.json`` holds the
+rules.
 
 Meaning
 -------
-*dims*       ``host`` dims are given per run (missing ones keep their last value, at first their max);
-             ``device`` dims are read from ``buffer`` at ``offset`` (one i32) while the program runs.
-             The dims ``unit_first`` and ``unit_count`` are set by the loader alone, ``threads`` at load.
+*dims*       ``host`` dims are given per run (missing ones keep their last value, at first their
+             max); ``device`` dims are read from ``buffer`` at ``offset`` (one i32) while the
+             program runs. The dims ``unit_first`` and ``unit_count`` are set by the loader alone,
+             ``threads`` at load.
 *buffers*    ``bytes`` is a size; memory comes from the maxima. ``state`` is zeroed at load and kept
              between runs; ``arena`` buffers are valid inside one run only.
-*weights*    bytes ``[offset, offset + length)`` of a file or of a segment, in chunks cut at ``unit``.
-             Without steps a chunk goes straight to ``buffer`` at ``unit_first * unit``; with steps it goes
-             to the ``staging`` buffer (padded to 4 bytes) and the steps run with ``unit_first`` (index of
-             the chunk's first unit) and ``unit_count`` (units in it).
-*kernels*    webgpu: WGSL text without ``enable`` lines; entry point ``main``; storage bindings 0..n-1 of
-             group 0 as ``access`` says, then, if ``dims`` is true, binding n: the uniform of all host dims
-             (one u32 each, in the plan's order, padded to 16 bytes).
+*weights*    bytes ``[offset, offset + length)`` of a file or of a segment, in chunks cut at
+             ``unit``. Without steps a chunk goes straight to ``buffer`` at ``unit_first * unit``;
+             with steps it goes to the ``staging`` buffer (padded to 4 bytes) and the steps run with
+             ``unit_first`` (index of the chunk's first unit) and ``unit_count`` (units in it).
+*kernels*    webgpu: WGSL text without ``enable`` lines; entry point ``main``; storage bindings
+             0..n-1 of group 0 as ``access`` says, then, if ``dims`` is true, binding n: the uniform
+             of all host dims (one u32 each, in the plan's order, padded to 16 bytes).
              wasm: the code is in the module; the entry serves names in profiles.
 *programs*   steps, in order. ``load`` (may be empty) runs once after all weights are resident.
              dispatch  webgpu: ``grid`` workgroups (host dims by value, device dims by maximum).
                        wasm: ``args`` are i32 arguments after the buffers' addresses.
              copy      bytes from buffer to buffer, offsets and sizes multiples of 4.
-             read      an i32 of a buffer becomes the value of a host dim, for the steps that follow.
+             read      an i32 of a buffer becomes the value of a host dim, for the steps that
+                       follow.
              branch    on a comparison of two sizes over host dims.
              loop      ``count`` times (a size over host dims).
              call      another program.
@@ -64,7 +67,8 @@ class DimSpec:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """``dtype`` and ``shape`` describe inputs, outputs and states to callers; bytes are what counts."""
+    """``dtype`` and ``shape`` describe inputs, outputs and states to callers; bytes are what
+    counts."""
 
     name: str
     kind: BufferKind
@@ -164,12 +168,12 @@ class Kernel:
 class WasmModule:
     """The module and where it expects the executor to write.
 
-    Imports: ``env.memory``. Exports: ``run(program: i32, tid: i32, threads: i32)``, the body of program
-    number ``programs.index(name)`` in ``entries`` for one thread; with threads also ``start(program,
-    threads)`` (thread 0: wakes the others, runs its share, returns when all are done) and ``worker(tid,
-    threads)`` (never returns: waits for work until ``quit()``).
-    ``dims_at + 4 * i`` holds host dim i, ``buffers_at + 4 * i`` the address of buffer i (i32, both in the
-    plan's order); bytes below ``reserved`` belong to the module; buffers are aligned to 64.
+    Imports: ``env.memory``. Exports: ``run(program: i32, tid: i32, threads: i32)``, the body of
+    program number ``programs.index(name)`` in ``entries`` for one thread; with threads also
+    ``start(program, threads)`` (thread 0: wakes the others, runs its share, returns when all are
+    done) and ``worker(tid, threads)`` (never returns: waits for work until ``quit()``).
+    ``dims_at + 4 * i`` holds host dim i, ``buffers_at + 4 * i`` the address of buffer i (i32, both
+    in the plan's order); bytes below ``reserved`` belong to the module; buffers are aligned to 64.
     """
 
     segment: int
@@ -506,9 +510,9 @@ def verify(plan: Plan) -> None:
         if not weight.steps and plan.target == "webgpu" and weight.unit % 4:
             raise PlanError("unit of a direct write must be a multiple of 4", where=where)
         _verify_steps(plan, weight.steps, buffers, dims, where)
-    if plan.target == "wasm":
-        if plan.wasm is None or plan.wasm.segment >= len(plan.segments):
-            raise PlanError("a wasm plan needs its module", where="wasm")
+    module = plan.wasm
+    if plan.target == "wasm" and (module is None or module.segment >= len(plan.segments)):
+        raise PlanError("a wasm plan needs its module", where="wasm")
     for name, steps in plan.programs.items():
         _verify_steps(plan, steps, buffers, dims, f"program {name}")
     _verify_calls(plan)
@@ -533,7 +537,9 @@ def _verify_steps(
                 if plan.target == "webgpu":
                     if len(used) != len(kernel.access):
                         raise PlanError("wrong number of buffers", where=at, got=len(used))
-                    written = [b for b, a in zip(used, kernel.access) if a == "read_write"]
+                    written = [
+                        b for b, a in zip(used, kernel.access, strict=True) if a == "read_write"
+                    ]
                     if any(used.count(b) > 1 for b in written):
                         raise PlanError("a written buffer is bound twice", where=at, got=written)
             case Copy():

@@ -1,8 +1,8 @@
 """Sizes: integers and expressions over named dimensions.
 
-A dimension (``Dim``) is ``host`` (chosen by the caller for a run, fixed while it lasts) or ``device``
-(read from a state buffer while the program runs). Every dim has a maximum; memory is laid out from
-the maxima, so a changed dim never changes an offset or a shader.
+A dimension (``Dim``) is ``host`` (chosen by the caller for a run, fixed while it lasts) or
+``device`` (read from a state buffer while the program runs). Every dim has a maximum; memory is
+laid out from the maxima, so a changed dim never changes an offset or a shader.
 
 JSON form (the plan's): an int is itself, a dim its name, an operation ``[op, a, b]``.
 """
@@ -101,11 +101,10 @@ def binary(op: str, a: Size, b: Size) -> Size:
         return a
     if op == "-" and a == b:
         return 0
-    if op == "*" and isinstance(a, Operation) and a.op == "*" and isinstance(a.b, int):
-        if isinstance(b, int):
+    if isinstance(b, int) and isinstance(a, Operation) and a.op == "*" and isinstance(a.b, int):
+        if op == "*":
             return binary("*", a.a, a.b * b)
-    if op == "//" and isinstance(a, Operation) and a.op == "*" and isinstance(b, int):
-        if isinstance(a.b, int) and a.b % b == 0:
+        if op == "//" and a.b % b == 0:
             return binary("*", a.a, a.b // b)
     return Operation(op, a, b)
 

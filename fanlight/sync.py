@@ -1,7 +1,8 @@
 """The blocking twin: ``fanlight.sync.pipeline(...)`` for scripts and notebooks without ``await``.
 
-CPython: one background thread runs the event loop of all sync pipelines. Pyodide: only where the runtime can
-suspend Python (JavaScript Promise Integration); elsewhere SyncUnavailableError names the form to await.
+CPython: one background thread runs the event loop of all sync pipelines. Pyodide: only where the
+runtime can suspend Python (JavaScript Promise Integration); elsewhere SyncUnavailableError names
+the form to await.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ async def _next(pieces: Any) -> str | None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, waited for. Raises SyncUnavailableError where blocking is impossible."""
+    """The result of ``work``, waited for. Raises SyncUnavailableError where blocking is
+    impossible."""
     if sys.platform == "emscripten":
         from pyodide.ffi import can_run_sync, run_sync  # type: ignore[import-not-found]
 

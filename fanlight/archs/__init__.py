@@ -1,1 +1,2 @@
-"""Architectures of weights that come without a graph: configuration → IR. One file per family, one row a model."""
+"""Architectures of weights that come without a graph: configuration → IR. One file per family, one
+row a model."""

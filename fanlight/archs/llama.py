@@ -6,12 +6,14 @@ Not known here: mixture of experts, sliding windows, biases, yarn rope scaling.
 
 Programs and their states (i32 unless said)
     load      fills the rope tables; runs once.
-    prefill   ``tokens`` [T] at positions ``pos`` … ``pos + T - 1``: writes the KV cache, nothing else.
-    decode    ``steps`` times: one token through the layers, then ``sample``. Leaves the chosen tokens in
-              ``chosen`` [K] (K = ``max_steps``; -1 after a stop token).
+    prefill   ``tokens`` [T] at positions ``pos`` … ``pos + T - 1``: writes the KV cache, nothing
+              else.
+    decode    ``steps`` times: one token through the layers, then ``sample``. Leaves the chosen
+              tokens in ``chosen`` [K] (K = ``max_steps``; -1 after a stop token).
     sample    logits → ``control``, ``chosen``. Greedy: the largest logit, the lowest id of equals.
     score     (option) like prefill, and the logits of all T positions in the output ``scores``.
-    control   [8]: position of the next token, that token, 1 once stopped, next slot of ``chosen``, 4 spare.
+    control   [8]: position of the next token, that token, 1 once stopped, next slot of ``chosen``,
+              4 spare.
     stops     [8]: ids that end the generation; unused ones -1.
     k.i, v.i  [context, kv heads, head size]; logits: f32 [1, vocab].
 """
@@ -40,8 +42,9 @@ _LOW = 64  # rope tables are the product of a table of 64 positions and one of e
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How a GGUF architecture differs. ``interleaved``: rope rotates pairs (2i, 2i + 1), as llama.cpp stores
-    Llama's weights; otherwise (i, i + R/2). ``head_norms``: RMS norms on each head of q and k."""
+    """How a GGUF architecture differs. ``interleaved``: rope rotates pairs (2i, 2i + 1), as
+    llama.cpp stores Llama's weights; otherwise (i, i + R/2). ``head_norms``: RMS norms on each head
+    of q and k."""
 
     interleaved: bool
     head_norms: bool = False
@@ -71,9 +74,9 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``context``: positions of the KV cache (the model's own length, at most 4,096, if None). ``chunk``: most
-    tokens of a prefill. ``max_steps``: most decode steps of one run. ``scores``: add the program ``score``.
-    ``kv``: f32 or f16 storage of the cache."""
+    """``context``: positions of the KV cache (the model's own length, at most 4,096, if None).
+    ``chunk``: most tokens of a prefill. ``max_steps``: most decode steps of one run. ``scores``:
+    add the program ``score``. ``kv``: f32 or f16 storage of the cache."""
 
     context: int | None = None
     chunk: int = 128
@@ -83,7 +86,8 @@ class Options:
 
 
 def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Config:
-    """The configuration. Raises UnsupportedError for other architectures, FormatError for missing keys."""
+    """The configuration. Raises UnsupportedError for other architectures, FormatError for missing
+    keys."""
     arch = metadata.get("general.architecture")
     if arch not in VARIANTS:
         raise UnsupportedError(
@@ -134,7 +138,8 @@ def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int
 
 
 def small_tensors(weights: Mapping[str, WeightSource]) -> list[str]:
-    """Names of the tensors whose bytes :func:`build` wants: llama3's factors of the rope frequencies."""
+    """Names of the tensors whose bytes :func:`build` wants: llama3's factors of the rope
+    frequencies."""
     return [name for name in ("rope_freqs.weight",) if name in weights]
 
 
@@ -227,7 +232,9 @@ class _Builder:
         """tokens [T] → hidden [T, d]; adds the caches' updates to ``graph``."""
         x = apply("gather", self._weight("token_embd.weight"), tokens)
         for i in range(self.c.layers):
-            x = apply("add", x, self._attention(graph, i, self._norm(x, f"blk.{i}.attn_norm.weight")))
+            x = apply(
+                "add", x, self._attention(graph, i, self._norm(x, f"blk.{i}.attn_norm.weight"))
+            )
             h = self._norm(x, f"blk.{i}.ffn_norm.weight")
             gate = apply("silu", self._linear(h, f"blk.{i}.ffn_gate.weight"))
             up = self._linear(h, f"blk.{i}.ffn_up.weight")
@@ -303,7 +310,8 @@ class _Builder:
         return nodes[0], nodes[1]
 
     def _rates(self, half: int) -> list[float]:
-        """Radians per position of each pair (RoFormer, arXiv 2104.09864; llama3 scaling as factors)."""
+        """Radians per position of each pair (RoFormer, arXiv 2104.09864; llama3 scaling as
+        factors)."""
         factors = [1.0] * half
         if "rope_freqs.weight" in self.small:
             raw = self.small["rope_freqs.weight"]
@@ -323,7 +331,8 @@ def _element(vector: Node, index: int) -> Node:
 
 
 def sample(module: Module) -> Graph:
-    """The graph ``sample``: chooses a token from the logits and moves ``control`` and ``chosen`` on."""
+    """The graph ``sample``: chooses a token from the logits and moves ``control`` and ``chosen``
+    on."""
     logits, control, stops, chosen = (
         ops.state(name, module.states[name].dtype, module.states[name].shape)
         for name in ("logits", "control", "stops", "chosen")
@@ -359,6 +368,4 @@ def begin(module: Module) -> Graph:
     """The graph ``begin``: the next token goes to slot 0 of ``chosen``."""
     control = ops.state("control", dtypes.i32, (CONTROL,))
     keep = apply("ne", apply("iota", size=CONTROL), ops.integers([SLOT]))
-    return Graph(
-        "begin", updates={"control": apply("where", keep, control, ops.integers([0]))}
-    )
+    return Graph("begin", updates={"control": apply("where", keep, control, ops.integers([0]))})

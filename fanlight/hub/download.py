@@ -1,7 +1,8 @@
 """Downloads a URL into the cache folder, once: resumable, never half-written.
 
-Layout (version 1): ``ROOT/v1/<sha256 of the URL>/`` with ``index.json`` (layout, url, size, etag) and ``data``;
-a download in progress is ``data.part`` and becomes ``data`` by one rename. Later visits ask the network nothing.
+Layout (version 1): ``ROOT/v1/<sha256 of the URL>/`` with ``index.json`` (layout, url, size, etag)
+and ``data``; a download in progress is ``data.part`` and becomes ``data`` by one rename. Later
+visits ask the network nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def cache_root() -> Path:
 async def fetch(
     url: str, progress: ProgressCallback | None = None, root: Path | None = None
 ) -> Path:
-    """The local path of ``url``'s content. Raises StoreError; what has landed is kept for the next try."""
+    """The local path of ``url``'s content. Raises StoreError; what has landed is kept for the next
+    try."""
     folder = (root or cache_root()) / f"v{LAYOUT}" / hashlib.sha256(url.encode()).hexdigest()
     data = folder / "data"
     if data.exists():
@@ -63,7 +65,9 @@ def _download(url: str, folder: Path, report: Any, stop: _Stop) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"can't make the cache folder: {error.strerror}", where=str(folder)) from error
+        raise StoreError(
+            f"can't make the cache folder: {error.strerror}", where=str(folder)
+        ) from error
     for _ in range(_RETRIES):
         try:
             if _attempt(url, folder, report, stop):
@@ -108,7 +112,7 @@ def _attempt(url: str, folder: Path, report: Any, stop: _Stop) -> bool:
 def _copy(
     response: HTTPResponse, part: Path, have: int, total: int, report: Any, stop: _Stop
 ) -> bool:
-    with open(part, "r+b" if have else "wb") as out:
+    with part.open("r+b" if have else "wb") as out:
         out.seek(have)
         out.truncate()
         while chunk := response.read(_CHUNK):

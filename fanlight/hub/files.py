@@ -1,7 +1,7 @@
 """Model files in CPython: read in spans, streamed in chunks, never held whole.
 
-In: a path or an http(s) URL. Out: a ``ModelFile``. URLs are downloaded first (``download.py``). In the page the
-executor's worker holds the files instead (``runtime/pyodide.py``).
+In: a path or an http(s) URL. Out: a ``ModelFile``. URLs are downloaded first (``download.py``). In
+the page the executor's worker holds the files instead (``runtime/pyodide.py``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class ModelFile(File, Protocol):
         ...
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes from ``offset``; fewer only at the end of the file. Raises StoreError."""
+        """Up to ``length`` bytes from ``offset``; fewer only at the end of the file. Raises
+        StoreError."""
         ...
 
 
@@ -35,7 +36,7 @@ class LocalFile:
     """A file on disk. Raises StoreError when it can't be opened or read."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = path.expanduser()
         try:
             self._file = os.open(path, os.O_RDONLY)
             status = os.fstat(self._file)

@@ -1,8 +1,8 @@
 """Graphs: nodes in SSA form over symbolic shapes, and modules, the compiler's unit.
 
-In: built by ``archs`` and ``importers`` through ``Node.make``-style calls (``ops.apply``). Out: read by
-passes, the interpreter and ``kernels/lower.py``. A graph has no control flow: a module's ``programs``
-(plan steps that call graphs by name) have it.
+In: built by ``archs`` and ``importers`` through ``Node.make``-style calls (``ops.apply``). Out:
+read by passes, the interpreter and ``kernels/lower.py``. A graph has no control flow: a module's
+``programs`` (plan steps that call graphs by name) have it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ LEAVES = ("input", "weight", "state", "constant")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One value. ``attrs`` are those that the op's row in ``ops.OPS`` names; leaves have ``name``."""
+    """One value. ``attrs`` are those that the op's row in ``ops.OPS`` names; leaves have
+    ``name``."""
 
     op: str
     inputs: tuple[Node, ...]
@@ -39,8 +40,8 @@ class Node:
 
 @dataclass(slots=True)
 class Graph:
-    """``updates``: state name → its value after the run. States are read as they were before it, but
-    through the ``update`` op's result where that is used."""
+    """``updates``: state name → its value after the run. States are read as they were before it,
+    but through the ``update`` op's result where that is used."""
 
     name: str
     outputs: dict[str, Node] = field(default_factory=dict)
@@ -108,8 +109,8 @@ class DeviceDim:
 class Module:
     """Graphs that share weights and states, and the programs made of them.
 
-    ``programs``: name → plan steps over graph names (``plan.Call``, ``Loop``, ``Branch``, ``Read``). A graph
-    that no program calls is a program of its own name. ``dims``: every host dim.
+    ``programs``: name → plan steps over graph names (``plan.Call``, ``Loop``, ``Branch``,
+    ``Read``). A graph that no program calls is a program of its own name. ``dims``: every host dim.
     """
 
     graphs: dict[str, Graph] = field(default_factory=dict)

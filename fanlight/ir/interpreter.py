@@ -1,7 +1,7 @@
 """The meaning of every op, in numpy: slow, obvious, the definition that targets are held against.
 
-Floats are computed in ``f64`` on request (``precise=True``) to serve as a reference beyond f32. numpy is
-imported when called; this room is not part of the browser bundle.
+Floats are computed in ``f64`` on request (``precise=True``) to serve as a reference beyond f32.
+numpy is imported when called; this room is not part of the browser bundle.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from fanlight.ir.graph import Graph, Node
 from fanlight.shapes import evaluate
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-_NUMPY = {"f32": "f4", "f16": "f2", "f64": "f8", "i64": "i8", "i32": "i4", "i16": "i2", "i8": "i1"} | {
+_NUMPY = {
+    "f32": "f4",
+    "f16": "f2",
+    "f64": "f8",
+    "i64": "i8",
+    "i32": "i4",
+    "i16": "i2",
+    "i8": "i1",
+} | {
     "u32": "u4",
     "u16": "u2",
     "u8": "u1",
@@ -28,7 +35,8 @@ _NUMPY = {"f32": "f4", "f16": "f2", "f64": "f8", "i64": "i8", "i32": "i4", "i16"
 
 
 class Interpreter:
-    """Runs graphs over numpy arrays. ``weights`` hold plain arrays, dequantised; ``states`` are changed."""
+    """Runs graphs over numpy arrays. ``weights`` hold plain arrays, dequantised; ``states`` are
+    changed."""
 
     def __init__(
         self, weights: Mapping[str, Array], states: dict[str, Array], precise: bool = False
@@ -108,7 +116,7 @@ def _truncated(np: Any, a: Any, b: Any) -> Any:
 
 
 def _slice(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
-    spans = zip(attrs["starts"], attrs["sizes"])
+    spans = zip(attrs["starts"], attrs["sizes"], strict=True)
     return args[0][tuple(slice(start, start + size) for start, size in spans)]
 
 
@@ -129,7 +137,8 @@ def _rms_norm(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
 
 
 def _rope(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
-    """Su et al., RoFormer (arXiv 2104.09864); pairs (2i, 2i+1) or, not interleaved, (i, i + R/2)."""
+    """Su et al., RoFormer (arXiv 2104.09864); pairs (2i, 2i+1) or, not interleaved, (i, i +
+    R/2)."""
     x, cos, sin = args
     half, start = cos.shape[1], attrs["start"]
     c, s = (t[start : start + len(x), None, :] for t in (cos, sin))
@@ -193,7 +202,7 @@ MEANINGS: dict[str, Meaning] = {
     "ceil": lambda np, a, t: np.ceil(a[0]),
     "round": lambda np, a, t: np.round(a[0]),
     "where": lambda np, a, t: np.where(a[0], a[1], a[2]),
-    "cast": lambda np, a, t: (np.trunc(a[0]) if t["to"].kind in ("int", "uint") else a[0]),
+    "cast": lambda np, a, t: np.trunc(a[0]) if t["to"].kind in ("int", "uint") else a[0],
     "reshape": lambda np, a, t: a[0].reshape(t["shape"]),
     "permute": lambda np, a, t: a[0].transpose(t["axes"]),
     "expand": lambda np, a, t: np.broadcast_to(a[0], t["shape"]),

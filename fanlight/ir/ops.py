@@ -1,8 +1,8 @@
 """The op list: one row an op, with its attributes, shape rule and dtype rule.
 
-The meaning of each op is in ``interpreter.py``, keyed by the same names; each target's table is total over
-this list (tests hold both). Elementwise ops broadcast as numpy does. Matrix products take the second
-operand transposed, ``[N, K]``, as checkpoints store it.
+The meaning of each op is in ``interpreter.py``, keyed by the same names; each target's table is
+total over this list (tests hold both). Elementwise ops broadcast as numpy does. Matrix products
+take the second operand transposed, ``[N, K]``, as checkpoints store it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ RuleFunction = Callable[[tuple[Node, ...], dict[str, Any]], Result]
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """``arity`` is -1 for one or more inputs. ``rule`` raises GraphError or gives dtype and shape."""
+    """``arity`` is -1 for one or more inputs. ``rule`` raises GraphError or gives dtype and
+    shape."""
 
     name: str
     family: Family
@@ -183,7 +184,7 @@ def _slice(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     x, starts, sizes = inputs[0], attrs["starts"], attrs["sizes"]
     if not len(starts) == len(sizes) == len(x.shape):
         raise GraphError("one start and size for each axis", where="slice")
-    for start, size, extent in zip(starts, sizes, x.shape):
+    for start, size, extent in zip(starts, sizes, x.shape, strict=True):
         if all(isinstance(v, int) for v in (start, size, extent)) and start + size > extent:
             raise GraphError("slice outside the value", where="slice", got=(start, size, extent))
     return x.dtype, sizes

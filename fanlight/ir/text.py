@@ -7,7 +7,8 @@
       update k.0 = %5
       return logits = %9
 
-Attributes are JSON: sizes in the plan's form, dtypes by name, bytes in hex. A line's type is checked.
+Attributes are JSON: sizes in the plan's form, dtypes by name, bytes in hex. A line's type is
+checked.
 """
 
 from __future__ import annotations
@@ -91,9 +92,7 @@ def _parse_node(match: re.Match[str], dims: Mapping[str, Dim], values: dict[int,
     attrs = {name: _attr_value(kinds[name], value, dims) for name, value in given.items()}
     node = apply(match[2], *inputs, **attrs)
     if type_text(node.dtype, node.shape) != match[5]:
-        raise GraphError(
-            "wrong type", got=match[5], wanted=type_text(node.dtype, node.shape)
-        )
+        raise GraphError("wrong type", got=match[5], wanted=type_text(node.dtype, node.shape))
     values[int(match[1])] = node
 
 

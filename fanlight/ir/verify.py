@@ -1,7 +1,7 @@
 """The verifier: every rule of the IR, checked between passes.
 
-Each node's type is worked out anew by its op's rule; leaves must be known to the module; updates must fit
-their states; an ``update`` op must end in the update of its own state.
+Each node's type is worked out anew by its op's rule; leaves must be known to the module; updates
+must fit their states; an ``update`` op must end in the update of its own state.
 """
 
 from __future__ import annotations

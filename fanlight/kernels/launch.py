@@ -1,11 +1,11 @@
 """What a target's table returns for a node: kernels with their buffers, in order.
 
 A ``WgslKernel``'s text declares no bindings: the linker (``codegen/wgsl/link.py``) writes them as
-``b0, b1, …`` from ``bindings``, and one function ``dim_NAME() -> u32`` for each dim in ``dims``, which
-reads the uniform (host) or the dim's state buffer (device). A ``WasmKernel``'s function takes the
-buffers' addresses (i32 each), then ``args`` (i32 each), then ``tid`` and ``threads`` (i32), and computes
-the share of thread ``tid``; ``emit`` writes its body. Kernels of equal ``name`` are one kernel, so the
-name says everything that the code depends on.
+``b0, b1, …`` from ``bindings``, and one function ``dim_NAME() -> u32`` for each dim in ``dims``,
+which reads the uniform (host) or the dim's state buffer (device). A ``WasmKernel``'s function takes
+the buffers' addresses (i32 each), then ``args`` (i32 each), then ``tid`` and ``threads`` (i32), and
+computes the share of thread ``tid``; ``emit`` writes its body. Kernels of equal ``name`` are one
+kernel, so the name says everything that the code depends on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class WgslKernel:
-    """``text``: helper functions and ``@compute @workgroup_size(…) fn main(…)``; no bindings, no enable."""
+    """``text``: helper functions and ``@compute @workgroup_size(…) fn main(…)``; no bindings, no
+    enable."""
 
     name: str
     text: str
@@ -42,7 +43,8 @@ class WgslKernel:
 
 @dataclass(frozen=True, slots=True)
 class WasmKernel:
-    """``emit(function)`` fills a function of ``buffers + args + 2`` i32 parameters without a result."""
+    """``emit(function)`` fills a function of ``buffers + args + 2`` i32 parameters without a
+    result."""
 
     name: str
     buffers: int

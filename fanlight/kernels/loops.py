@@ -35,8 +35,9 @@ SCALAR: dict[str, Scalar] = {
     "bool": "bool",
 }
 
-#: function name → number of arguments: the IR's elementwise ops. Comparisons give bool; ``where`` is (bool, a,
-#: b); ``div`` and ``mod`` truncate on integers. Functions on f32 are within 2 ulp or 1e-6 relative.
+#: function name → number of arguments: the IR's elementwise ops. Comparisons give bool; ``where``
+#: is (bool, a, b); ``div`` and ``mod`` truncate on integers. Functions on f32 are within 2 ulp or
+#: 1e-6 relative.
 FUNCTIONS: dict[str, int] = ELEMENTWISE
 
 
@@ -48,8 +49,8 @@ class Const:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The index along axis ``number`` of the kernel's shape, or a reduction's own axis (numbers from
-    ``len(shape)`` up)."""
+    """The index along axis ``number`` of the kernel's shape, or a reduction's own axis (numbers
+    from ``len(shape)`` up)."""
 
     number: int
     type: Scalar = "i32"
@@ -74,7 +75,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """``function`` is a key of ``FUNCTIONS``; arguments have one scalar type (``where``: the last two)."""
+    """``function`` is a key of ``FUNCTIONS``; arguments have one scalar type (``where``: the last
+    two)."""
 
     function: str
     args: tuple[Expr, ...]
@@ -91,7 +93,8 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """Combines ``body`` over ``Axis(axis)`` from 0 to ``extent - 1`` (at least one), in order for sums."""
+    """Combines ``body`` over ``Axis(axis)`` from 0 to ``extent - 1`` (at least one), in order for
+    sums."""
 
     kind: ReduceKind
     axis: int
@@ -105,7 +108,8 @@ Expr: TypeAlias = Union[Const, Axis, Extent, Load, Apply, Cast, Reduce]
 
 @dataclass(frozen=True, slots=True)
 class LoopKernel:
-    """``inputs`` are the dtypes of the read buffers in the order of ``Load.param``; the output comes last.
+    """``inputs`` are the dtypes of the read buffers in the order of ``Load.param``; the output
+    comes last.
 
     ``offset`` is in elements and a multiple of 4 for dtypes narrower than 32 bits, whose row-major
     linear index is then written in whole words.

@@ -1,9 +1,9 @@
 """A graph → launches over named buffers.
 
-Loop-expressible nodes (elementwise, movement, rope, update, reductions) are fused into their one user by
-inlining their element expression; every other node's value is *stored* in a buffer. In: a graph, a target,
-and where weights and states live. Out: launches in order, with temporaries named ``%n``, which
-``memory.py`` then puts into arena slots.
+Loop-expressible nodes (elementwise, movement, rope, update, reductions) are fused into their one
+user by inlining their element expression; every other node's value is *stored* in a buffer. In: a
+graph, a target, and where weights and states live. Out: launches in order, with temporaries named
+``%n``, which ``memory.py`` then puts into arena slots.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _FUSIBLE = ("f32", "i32", "u32", "bool")  # narrower values are stored, so that 
 
 @dataclass(slots=True)
 class Lowered:
-    """``temporaries``: name → bytes. ``touched``: buffer names in the order of launches (for the planner)."""
+    """``temporaries``: name → bytes. ``touched``: buffer names in the order of launches (for the
+    planner)."""
 
     launches: list[Launch] = field(default_factory=list)
     temporaries: dict[str, Size] = field(default_factory=dict)
@@ -51,9 +52,9 @@ def lower(
     context: Context,
     prefix: str,
 ) -> Lowered:
-    """The launches of ``graph``. ``constant(node)`` gives the buffer of a constant; states and inputs have
-    buffers of their own names, outputs theirs. Raises UnsupportedError listing all ops and dtypes that
-    ``target`` can't run."""
+    """The launches of ``graph``. ``constant(node)`` gives the buffer of a constant; states and
+    inputs have buffers of their own names, outputs theirs. Raises UnsupportedError listing all ops
+    and dtypes that ``target`` can't run."""
     return _Lowering(graph, target, weights, constant, context, prefix).run()
 
 
@@ -99,14 +100,14 @@ class _Lowering:
                 continue
             if name is None:
                 name = self._temporary(node)
-            elif not node.op == "update":
+            elif node.op != "update":
                 self.place[node] = _plain(node, name)
             self._store(node, name)
         for temporary, name, node in late:
             self._copy(node, temporary, name)
         done = {name for _, name, _ in late} | self.copied
         for name, node in (*self.graph.outputs.items(), *self.graph.updates.items()):
-            held = self._operand(node).buffer
+            held = self.operand(node).buffer
             if held != name and name not in done:
                 self._copy(node, held, name)
         return self.out
@@ -135,14 +136,11 @@ class _Lowering:
             if node.op in LEAVES:
                 stored.add(node)
                 continue
-            once = self.users[node] <= 1 or node.op in ("iota",) or _is_view_of_leaf(node)
+            once = self.users[node] <= 1 or node.op == "iota" or _is_view_of_leaf(node)
             if not loop or not once or node.dtype.name not in _FUSIBLE:
                 stored.add(node)
-            if node.op.startswith("reduce_") and product(node.inputs[0].shape) != product(
-                node.shape
-            ):
-                if product(node.shape) != 1:
-                    stored.add(node)
+            if node.op.startswith("reduce_") and product(node.shape) != 1:
+                stored.add(node)
             if not loop:
                 stored.update(node.inputs)
             if node.op == "rope":  # reads each element of x twice
@@ -242,7 +240,7 @@ class _Lowering:
         self.out.temporaries[name] = size
         return name
 
-    def _operand(self, node: Node) -> Operand:
+    def operand(self, node: Node) -> Operand:
         """Where a stored node's value is."""
         if node in self.place:
             return self.place[node]
@@ -268,7 +266,7 @@ class _Lowering:
             x = x.inputs[0]
         if node.op != "reshape" or x not in self.stored or x.op == "weight":
             return False
-        held = self._operand(x)
+        held = self.operand(x)
         self.place[node] = Operand(node.dtype, node.shape, held.parts)
         return True
 
@@ -277,7 +275,7 @@ class _Lowering:
     def _store(self, node: Node, name: str) -> None:
         entry = self.target.rules[node.op]
         if callable(entry) and not isinstance(entry, NotYet):
-            operands = [self._operand(x) for x in node.inputs]
+            operands = [self.operand(x) for x in node.inputs]
             out = self.place.get(node) or _plain(node, name)
             self.out.launches += entry(operands, out, node.attrs, self.context)
             return
@@ -289,7 +287,7 @@ class _Lowering:
             shape = rows.shape
             value = kernel.element(rows, _axes(shape))
             offset = apply("mul", extent(node.attrs["start"]), extent(product(shape[1:])))
-            name = self._operand(node).buffer
+            name = self.operand(node).buffer
         else:
             value = kernel.element(node, _axes(shape), root=True)
         self._emit(node.op, kernel, shape, node.dtype, value, offset, name)
@@ -341,7 +339,7 @@ class _Element:
         if node in self.lowering.stored and not root:
             if node.op == "constant" and product(node.shape) == 1:
                 return _scalar(node)
-            operand = self.lowering._operand(node)
+            operand = self.lowering.operand(node)
             if node.dtype.name not in loops.SCALAR:
                 raise UnsupportedError("no loop form for this dtype", got=node.dtype)
             return self.load_buffer(operand.buffer, node.dtype, linear(at, node.shape))
@@ -371,7 +369,8 @@ class _Element:
     def _slice(self, node: Node, at: Index) -> Expr:
         starts = node.attrs["starts"]
         return self.element(
-            node.inputs[0], tuple(apply("add", a, extent(s)) for a, s in zip(at, starts))
+            node.inputs[0],
+            tuple(apply("add", a, extent(s)) for a, s in zip(at, starts, strict=True)),
         )
 
     def _concat(self, node: Node, at: Index) -> Expr:
@@ -459,7 +458,7 @@ class _Element:
 def linear(at: Index, shape: tuple[Size, ...]) -> Expr:
     """Row-major flat index of ``at``."""
     flat: Expr = integer(0)
-    for position, size in zip(at, shape):
+    for position, size in zip(at, shape, strict=True):
         flat = apply("add", apply("mul", flat, extent(size)), position)
     return flat
 
@@ -482,7 +481,7 @@ def _axes(shape: tuple[Size, ...]) -> Index:
 
 def _broadcast(x: Node, at: Index) -> Index:
     trimmed = at[len(at) - len(x.shape) :]
-    return tuple(integer(0) if s == 1 else a for a, s in zip(trimmed, x.shape))
+    return tuple(integer(0) if s == 1 else a for a, s in zip(trimmed, x.shape, strict=True))
 
 
 def _plain(node: Node, buffer: str) -> Operand:

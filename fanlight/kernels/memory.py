@@ -1,8 +1,8 @@
 """Puts temporaries into arena slots: values whose lifetimes don't overlap share one.
 
-In: the order of launches with the temporaries that each touches, and their sizes. Out: temporary → slot,
-and the size of each slot. Greedy by size, largest first (Pisarchyk & Lee, arXiv 2001.03288), over the
-maxima; a slot's size is the largest of its values' sizes as an expression.
+In: the order of launches with the temporaries that each touches, and their sizes. Out: temporary →
+slot, and the size of each slot. Greedy by size, largest first (Pisarchyk & Lee, arXiv 2001.03288),
+over the maxima; a slot's size is the largest of its values' sizes as an expression.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ def assign(
     totals: list[Size] = []
     place: dict[str, int] = {}
     for name in order:
-        for number, members in enumerate(slots):
-            if all(last[m] < first[name] or last[name] < first[m] for m in members):
-                break
-        else:
-            number = len(slots)
+        free = (
+            number
+            for number, members in enumerate(slots)
+            if all(last[m] < first[name] or last[name] < first[m] for m in members)
+        )
+        number = next(free, len(slots))
+        if number == len(slots):
             slots.append([])
             totals.append(0)
         slots[number].append(name)

@@ -1,7 +1,8 @@
 """What the compiler asks of a target: storage of weights, and code for each op.
 
-A target is one ``Target`` value (``codegen/wgsl/table.py``, ``codegen/wasm/table.py``). Its ``rules`` are a
-total table over the op list: a ``Rule``, ``LOOP`` (the generic loop form serves), or ``NotYet`` with the reason.
+A target is one ``Target`` value (``codegen/wgsl/table.py``, ``codegen/wasm/table.py``). Its
+``rules`` are a total table over the op list: a ``Rule``, ``LOOP`` (the generic loop form serves),
+or ``NotYet`` with the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from fanlight.shapes import Size
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One buffer of a stored tensor: ``bytes`` in all, ``unit_bytes`` for each source unit (block)."""
+    """One buffer of a stored tensor: ``bytes`` in all, ``unit_bytes`` for each source unit
+    (block)."""
 
     suffix: str
     unit_bytes: int
@@ -28,7 +30,8 @@ class Plane:
 class Storage:
     """How a target keeps a weight of one dtype.
 
-    ``direct``: the file's bytes as they are, in one plane. Otherwise ``Target.repack`` writes the planes.
+    ``direct``: the file's bytes as they are, in one plane. Otherwise ``Target.repack`` writes the
+    planes.
     """
 
     planes: tuple[Plane, ...]
@@ -37,7 +40,8 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows ``[first, first + rows)`` of axis 0, in one buffer for each plane. Plain values have one part."""
+    """Rows ``[first, first + rows)`` of axis 0, in one buffer for each plane. Plain values have one
+    part."""
 
     first: int
     rows: Size
@@ -46,8 +50,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A value in memory, row-major. Weights may have several planes, and several parts when one would
-    be larger than a binding may be."""
+    """A value in memory, row-major. Weights may have several planes, and several parts when one
+    would be larger than a binding may be."""
 
     dtype: DType
     shape: tuple[Size, ...]
@@ -117,6 +121,7 @@ class Target(Protocol):
     def repack(
         self, dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
     ) -> list[Launch]:
-        """Launches that write units ``[first, first + count)`` (sizes over the dims ``unit_first`` and
-        ``unit_count``) of a weight from the bytes at the start of ``staging`` into its planes."""
+        """Launches that write units ``[first, first + count)`` (sizes over the dims ``unit_first``
+        and ``unit_count``) of a weight from the bytes at the start of ``staging`` into its
+        planes."""
         ...

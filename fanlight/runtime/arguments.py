@@ -1,4 +1,5 @@
-"""Checks of a session's arguments, shared by the executors of CPython (JavaScript's: ``web/session.js``)."""
+"""Checks of a session's arguments, shared by the executors of CPython (JavaScript's:
+``web/session.js``)."""
 
 from __future__ import annotations
 
@@ -22,9 +23,7 @@ class Arguments:
         }
         self.feeds = {b.name for b in plan.buffers if b.kind in ("input", "state")}
 
-    def check_run(
-        self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
-    ) -> None:
+    def check_run(self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]) -> None:
         """Raises PlanError for unknown names, too many bytes, dims out of range."""
         if program not in self.programs:
             raise PlanError("no such program", got=program, wanted=sorted(self.programs))
@@ -35,14 +34,18 @@ class Arguments:
                 raise PlanError("not an input or a state", got=name, wanted=sorted(self.feeds))
             if len(data) > self.sizes[name]:
                 where = f"buffer {name}"
-                raise PlanError("too many bytes", where=where, got=len(data), wanted=self.sizes[name])
+                raise PlanError(
+                    "too many bytes", where=where, got=len(data), wanted=self.sizes[name]
+                )
 
     def check_dim(self, name: str, value: int) -> None:
         if name not in self.dims:
             raise PlanError("no such host dim", got=name, wanted=sorted(self.dims))
         if not 0 <= value <= self.dims[name]:
             wanted = f"0 to {self.dims[name]}"
-            raise PlanError("a dim outside its range", where=f"dim {name}", got=value, wanted=wanted)
+            raise PlanError(
+                "a dim outside its range", where=f"dim {name}", got=value, wanted=wanted
+            )
 
     def check_span(self, buffer: str, offset: int, length: int | None) -> int:
         """The bytes to read."""

@@ -50,8 +50,8 @@ def check_device(device: str) -> Device:
 async def choose(device: str = "auto", *, relaxed_simd: bool = False) -> Backend:
     """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly.
 
-    ``relaxed_simd`` lets WebAssembly fuse multiplications and additions: faster, and no longer bit for bit
-    the same on every machine.
+    ``relaxed_simd`` lets WebAssembly fuse multiplications and additions: faster, and no longer bit
+    for bit the same on every machine.
     """
     wanted = check_device(device)
     if sys.platform == "emscripten":

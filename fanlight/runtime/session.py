@@ -1,7 +1,7 @@
 """The executor's interface, the same for all four: ``load(plan, files) → Session``.
 
-Executors know nothing of models, tasks or formats; the plan is all they see. The JavaScript twins are
-``web/gpu.js`` and ``web/wasm.js``; in Pyodide ``runtime/pyodide.py`` speaks to them.
+Executors know nothing of models, tasks or formats; the plan is all they see. The JavaScript twins
+are ``web/gpu.js`` and ``web/wasm.js``; in Pyodide ``runtime/pyodide.py`` speaks to them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class SessionInfo:
 
 
 class Session(Protocol):
-    """A loaded plan: weights resident, pipelines made. Calls are serialised by the session itself."""
+    """A loaded plan: weights resident, pipelines made. Calls are serialised by the session
+    itself."""
 
     @property
     def info(self) -> SessionInfo: ...
@@ -61,20 +62,22 @@ class Session(Protocol):
         feeds: Mapping[str, bytes] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
-        """Writes ``feeds`` (buffer name → bytes from its start; inputs and states), sets host ``dims``,
-        runs. Raises PlanError for unknown names, too many bytes or a dim above its maximum."""
+        """Writes ``feeds`` (buffer name → bytes from its start; inputs and states), sets host
+        ``dims``, runs. Raises PlanError for unknown names, too many bytes or a dim above its
+        maximum."""
         ...
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Bytes of a buffer after all earlier runs. ``offset`` and ``length`` are multiples of 4."""
+        """Bytes of a buffer after all earlier runs. ``offset`` and ``length`` are multiples of
+        4."""
         ...
 
     def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Runs ``program`` up to ``times`` times and yields the content of buffer ``read`` after each,
-        in order, read behind: the next run is submitted before the last one's bytes are back. Closing
-        the iterator stops after the runs in flight."""
+        """Runs ``program`` up to ``times`` times and yields the content of buffer ``read`` after
+        each, in order, read behind: the next run is submitted before the last one's bytes are back.
+        Closing the iterator stops after the runs in flight."""
         ...
 
     async def dispose(self) -> None:

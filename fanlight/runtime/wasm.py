@@ -1,7 +1,9 @@
-"""Executor of wasm plans in CPython, on wasmtime, with one thread. In: a plan and its files. Out: a session.
+"""Executor of wasm plans in CPython, on wasmtime, with one thread. In: a plan and its files. Out: a
+session.
 
-One memory holds everything, at offsets fixed at load; a run enters the module once and walks the program's
-steps inside. The twin is ``web/wasm.js``. Knows nothing of models. Not here: plans that were compiled for threads.
+One memory holds everything, at offsets fixed at load; a run enters the module once and walks the
+program's steps inside. The twin is ``web/wasm.js``. Knows nothing of models. Not here: plans that
+were compiled for threads.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ async def load(
     if plan.wasm.threads:
         raise PlanError("the plan was compiled for threads", hint="Compile without threads.")
     session = WasmSession(plan, plan.wasm)
-    await session._load(files, progress or (lambda event: None))
+    await session.start(files, progress or (lambda event: None))
     return session
 
 
@@ -73,14 +75,15 @@ class WasmSession:
 
     # --- loading
 
-    async def _load(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
+    async def start(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
+        """Makes everything; :func:`load` calls it once."""
         started = time.perf_counter()
         await asyncio.to_thread(self._instantiate)
         progress(Progress("compile", 1, 1))
         self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
         started = time.perf_counter()
-        for name, address in zip(self._at, range(self._module.buffers_at, 1 << 32, 4)):
-            self._write(address, struct.pack("<I", self._at[name]))
+        table = struct.pack(f"<{len(self._at)}I", *self._at.values())
+        self._write(self._module.buffers_at, table)
         for name, value in self._maxima.items():
             self._set_dim(name, value)
         await self._upload(files, progress)
@@ -181,9 +184,7 @@ class WasmSession:
 
     # --- inside
 
-    def _begin(
-        self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
-    ) -> None:
+    def _begin(self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]) -> None:
         self._check_alive()
         self._arguments.check_run(program, feeds, dims)
         for name, value in dims.items():
@@ -196,7 +197,8 @@ class WasmSession:
             raise AbortedError("the session was disposed")
 
     async def _enter(self, entry: str) -> None:
-        """One program on a thread of its own, so that the loop goes on; a cancelled caller waits for its end."""
+        """One program on a thread of its own, so that the loop goes on; a cancelled caller waits
+        for its end."""
         number = self._module.entries.index(entry)
         work = asyncio.ensure_future(asyncio.to_thread(self._call, number, entry))
         try:

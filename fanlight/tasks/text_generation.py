@@ -1,8 +1,8 @@
 """text-generation: a GGUF language model answers a prompt or a conversation.
 
-In: a string (one user message) or messages ``[{"role", "content"}, …]``. Out: a ``Generation``, an async
-iterator over pieces of text. Greedy: the most likely token each time. Not here: sampling, tools, batches,
-reuse of a conversation's KV cache.
+In: a string (one user message) or messages ``[{"role", "content"}, …]``. Out: a ``Generation``, an
+async iterator over pieces of text. Greedy: the most likely token each time. Not here: sampling,
+tools, batches, reuse of a conversation's KV cache.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TextGeneration:
         self.backend, self.session, self.tokenizer = backend, session, tokenizer
         self.template, self.options, self.context = template, options, context
         self.timings = timings
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
 
     @classmethod
     async def create(
@@ -63,8 +63,9 @@ class TextGeneration:
         chunk: int = 128,
         kv_dtype: str = "f32",
     ) -> TextGeneration:
-        """Reads the header, compiles, loads. ``context``: most tokens of prompt and answer (the model's own,
-        at most 4,096, if None); ``chunk``: tokens of one prefill run; ``kv_dtype``: f32 or f16.
+        """Reads the header, compiles, loads. ``context``: most tokens of prompt and answer (the
+        model's own, at most 4,096, if None); ``chunk``: tokens of one prefill run; ``kv_dtype``:
+        f32 or f16.
 
         Raises FormatError, UnsupportedError, StoreError, DeviceError.
         """
@@ -103,9 +104,7 @@ class TextGeneration:
             raise InputError("max_new_tokens must be positive", got=max_new_tokens)
         return Generation(self, self.encode(prompt), max_new_tokens)
 
-    async def __call__(
-        self, prompt: str | Messages, *, max_new_tokens: int = 256
-    ) -> Generation:
+    async def __call__(self, prompt: str | Messages, *, max_new_tokens: int = 256) -> Generation:
         """The finished answer; see :meth:`stream`."""
         generation = self.stream(prompt, max_new_tokens=max_new_tokens)
         async for _ in generation:
@@ -146,8 +145,9 @@ class TextGeneration:
 class Generation:
     """An answer in the making: iterate over it, or ``await`` the pipeline's call for the whole.
 
-    ``text`` and ``tokens`` grow; ``finish_reason`` is ``""`` until the end, then ``stop``, ``length`` or
-    ``abort``. ``timings`` (ms and tokens/s): ``prefill_ms``, ``prefill_tok_s``, ``first_token_ms``, ``decode_tok_s``.
+    ``text`` and ``tokens`` grow; ``finish_reason`` is ``""`` until the end, then ``stop``,
+    ``length`` or ``abort``. ``timings`` (ms and tokens/s): ``prefill_ms``, ``prefill_tok_s``,
+    ``first_token_ms``, ``decode_tok_s``.
     """
 
     def __init__(self, task: TextGeneration, prompt: list[int], limit: int) -> None:
@@ -164,7 +164,8 @@ class Generation:
         return self._pieces
 
     def abort(self) -> None:
-        """Ends the answer after the device's run in flight. Safe at any time, from the same loop."""
+        """Ends the answer after the device's run in flight. Safe at any time, from the same
+        loop."""
         self._aborted = True
 
     async def aclose(self) -> None:
@@ -174,7 +175,7 @@ class Generation:
 
     async def _run(self) -> AsyncGenerator[str, None]:
         decoder = StreamDecoder(self._task.tokenizer)
-        async with self._task._turn:
+        async with self._task.turn:
             start = time.perf_counter()
             first = last = 0.0
             chunks = self._decode()

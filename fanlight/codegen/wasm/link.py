@@ -1,11 +1,12 @@
 """Kernels and a plan's programs → the plan's WebAssembly module.
 
-One function for each kernel, one for each program: it walks the program's steps, with a barrier after each, on
-every thread. JavaScript enters once per program (``plan.WasmModule`` says how). Below ``reserved`` the module
-keeps, at fixed addresses, the threads' words, the host dims and the buffers' addresses.
+One function for each kernel, one for each program: it walks the program's steps, with a barrier
+after each, on every thread. JavaScript enters once per program (``plan.WasmModule`` says how).
+Below ``reserved`` the module keeps, at fixed addresses, the threads' words, the host dims and the
+buffers' addresses.
 
-Threads wait in two places, both by spinning for a while, then sleeping: at the barrier between steps (a
-count and a generation) and between programs (the ``go`` word).
+Threads wait in two places, both by spinning for a while, then sleeping: at the barrier between
+steps (a count and a generation) and between programs (the ``go`` word).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _ARITHMETIC = {"+": "i32.add", "-": "i32.sub", "*": "i32.mul", "//": "i32.div_s"
 
 
 def link(plan: Plan, kernels: Sequence[WasmKernel], features: frozenset[str]) -> Plan:
-    """``plan`` with its module as one more segment. ``kernels`` in the order of ``plan.kernels``; with
-    ``threads`` in ``features`` the memory is shared."""
+    """``plan`` with its module as one more segment. ``kernels`` in the order of ``plan.kernels``;
+    with ``threads`` in ``features`` the memory is shared."""
     return _Linker(plan, kernels, "threads" in features).run()
 
 
@@ -99,7 +100,8 @@ class _Linker:
         return f
 
     def _start(self, run: Function, barrier: Function) -> None:
-        """start(program, threads): wakes the workers, runs thread 0's share, returns when all are done."""
+        """start(program, threads): wakes the workers, runs thread 0's share, returns when all are
+        done."""
         f = self.module.function(("i32", "i32"), export="start")
         for at, value in ((_PROGRAM, 0), (_THREADS, 1)):
             f.i32(0)
@@ -116,7 +118,8 @@ class _Linker:
         f.call(barrier)
 
     def _worker(self, run: Function, barrier: Function) -> None:
-        """worker(tid, threads): waits for ``go`` to move, runs, meets the others; returns after quit()."""
+        """worker(tid, threads): waits for ``go`` to move, runs, meets the others; returns after
+        quit()."""
         f = self.module.function(("i32", "i32"), export="worker")
         seen = f.local("i32")
         with f.block() as out, f.loop() as again:
@@ -382,8 +385,9 @@ def _wait_until_changed(f: Function, at: int, seen: int) -> None:
             f.op("i32.eqz")
             f.br_if(tired)
             f.br(again)
-        # The counter is raised before the word is looked at again, and the waker changes the word before it looks
-        # at the counter (all sequentially consistent): one of the two sees the other.
+        # The counter is raised before the word is looked at again, and the waker changes the word
+        # before it looks at the counter (all sequentially consistent): one of the two sees the
+        # other.
         _add(f, _SLEEPERS, 1)
         f.op("drop")
         with f.block() as awake, f.loop() as again:
