@@ -230,7 +230,7 @@ class Writer:
     def for_range(
         self, start: Operand, end: Operand, step: int = 1, local: Local | None = None
     ) -> Iterator[Local]:
-        """While ``local`` (a new i32) is below ``end``, signed. ``end`` is computed once and, as a local,
+        """While ``local`` (a new i32) is below ``end``, signed. ``end`` is computed once; a local
         must not change. Afterwards the local is ``end`` or the first value above it."""
         i = local or self.local("i32")
         self.set(i, start)

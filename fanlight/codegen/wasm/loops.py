@@ -1,0 +1,447 @@
+"""LoopKernel → WasmLaunch: a function that computes one thread's share of the elements.
+
+The index space is walked row by row along its innermost axis, four elements at a time; the rest of a
+row goes one by one. What doesn't depend on that axis is computed once a row, or once. A load whose
+index moves by one from element to element is one vector load, one that doesn't move a broadcast, any
+other four loads. A reduction within the lanes runs in order; one that no lane axis touches is itself
+spread over four lanes, then summed as (0 + 1) + (2 + 3). Either way its order is fixed when the code
+is made: the bits don't depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fanlight.codegen.wasm import lanes
+from fanlight.codegen.wasm.encoder import Function
+from fanlight.codegen.wasm.values import Local, Value, Writer, i32, i32x4, op, select
+from fanlight.kernels import loops
+from fanlight.kernels.launch import WasmKernel, WasmLaunch
+from fanlight.kernels.loops import Expr, LoopKernel
+from fanlight.shapes import Size
+
+_GRANULE = 16  # elements that one thread writes together: whole cache lines
+
+
+def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WasmLaunch:
+    """The launch of ``kernel``; ``buffers`` are its inputs, then its output."""
+    sizes = loops.sizes(kernel)
+
+    def emit(function: Function) -> None:
+        _Emitter(kernel, function).write()
+
+    made = WasmKernel(kernel.name, len(kernel.inputs) + 1, len(sizes), emit)
+    return WasmLaunch(made, buffers, sizes)
+
+
+# --- expressions, equal ones once
+
+
+@dataclass(slots=True)
+class _Node:
+    """``axes``: those that the value depends on. ``natural``: an integer that is never negative."""
+
+    number: int
+    expr: Expr
+    children: tuple[_Node, ...]
+    axes: frozenset[int]
+    natural: bool
+
+
+class _Nodes:
+    def __init__(self) -> None:
+        self.by_id: dict[int, _Node] = {}
+        self.by_key: dict[tuple[object, ...], _Node] = {}
+
+    def add(self, expr: Expr) -> _Node:
+        """The node of ``expr``. The caller keeps ``expr`` alive."""
+        if id(expr) not in self.by_id:
+            self.by_id[id(expr)] = self._add(expr)
+        return self.by_id[id(expr)]
+
+    def _add(self, expr: Expr) -> _Node:
+        children = tuple(self.add(c) for c in loops.children(expr))
+        key = (type(expr), expr.type, *_own(expr), *(c.number for c in children))
+        if key not in self.by_key:
+            axes = frozenset[int]().union(*(c.axes for c in children))
+            if isinstance(expr, loops.Axis):
+                axes |= {expr.number}
+            elif isinstance(expr, loops.Reduce):
+                axes -= {expr.axis}
+            number = len(self.by_key)
+            self.by_key[key] = _Node(number, expr, children, axes, _natural(expr, children))
+        return self.by_key[key]
+
+
+def _own(expr: Expr) -> tuple[object, ...]:
+    """What tells ``expr`` from others with the same children."""
+    match expr:
+        case loops.Const():
+            return (repr(expr.value),)
+        case loops.Axis():
+            return (expr.number,)
+        case loops.Extent():
+            return (expr.size,)
+        case loops.Load():
+            return (expr.param,)
+        case loops.Apply():
+            return (expr.function,)
+        case loops.Reduce():
+            return (expr.kind, expr.axis, expr.extent)
+    return ()
+
+
+def _natural(expr: Expr, children: tuple[_Node, ...]) -> bool:
+    match expr:
+        case loops.Const():
+            return expr.type == "i32" and expr.value >= 0
+        case loops.Axis() | loops.Extent():
+            return expr.type == "i32"
+        case loops.Apply() if expr.type == "i32":
+            if expr.function == "max":
+                return any(c.natural for c in children)
+            if expr.function in ("add", "mul", "div", "mod", "min"):
+                return all(c.natural for c in children)
+    return False
+
+
+def _stride(node: _Node, axis: int) -> int | None:
+    """By how much the value grows from one index of ``axis`` to the next; None: not known."""
+    if axis not in node.axes:
+        return 0
+    if isinstance(node.expr, loops.Axis):
+        return 1 if node.expr.type == "i32" else None
+    if isinstance(node.expr, loops.Apply) and len(node.children) == 2:
+        a, b = node.children
+        first, second = _stride(a, axis), _stride(b, axis)
+        if first is None or second is None:
+            return None
+        match node.expr.function:
+            case "add":
+                return first + second
+            case "sub":
+                return first - second
+            case "mul" if isinstance(b.expr, loops.Const):
+                return first * int(b.expr.value)
+            case "mul" if isinstance(a.expr, loops.Const):
+                return second * int(a.expr.value)
+    return None
+
+
+def _below(node: _Node) -> list[_Node]:
+    """``node`` and all below it, each once, those above first."""
+    found: dict[int, _Node] = {}
+
+    def visit(at: _Node) -> None:
+        if at.number not in found:
+            found[at.number] = at
+            for child in at.children:
+                visit(child)
+
+    visit(node)
+    return list(found.values())
+
+
+def _along(node: _Node, axis: int) -> bool:
+    """Whether all loads below move by one element or none along ``axis``."""
+    loads = (n for n in _below(node) if isinstance(n.expr, loops.Load))
+    return all(_stride(n.children[0], axis) in (0, 1) for n in loads)
+
+
+# --- code
+
+
+@dataclass(slots=True)
+class _Row:
+    """The place within a row."""
+
+    i: Local
+    stop: Local
+    out: Local  # address of element 0 of the row
+
+
+class _Emitter:
+    def __init__(self, kernel: LoopKernel, function: Function) -> None:
+        self.kernel, self.w = kernel, Writer(function)
+        buffers = len(kernel.inputs) + 1
+        self.buffers = self.w.params[:buffers]
+        self.sizes = dict(zip(loops.sizes(kernel), self.w.params[buffers:-2], strict=True))
+        nodes = _Nodes()
+        self.value, self.offset = nodes.add(kernel.value), nodes.add(kernel.offset)
+        self.dtype = kernel.output.name
+        inner = [n for n, size in enumerate(kernel.shape) if size != 1]
+        self.inner = inner[-1] if inner else 0
+        self.axis: int | None = self.inner  # that the lanes lie along; None: one at a time
+        self.at: dict[int, Value] = {n: i32(0) for n in range(len(kernel.shape))}
+        self.scopes: list[dict[tuple[int, int | None], Value]] = [{}]
+        reduces = [n for n in _below(self.value) if isinstance(n.expr, loops.Reduce)]
+        if not all(_along(n, self.inner) for n in reduces if self.inner in n.axes):
+            self.axis = None  # better lanes along the reduction
+        self.wide = _wide(reduces, self.axis)
+        self.granule = 4 if kernel.output.bytes < 4 else 1 if reduces else _GRANULE
+
+    def write(self) -> None:
+        """The whole body: this thread's share of the elements, row by row."""
+        w, n = self.w, self.extent(self.kernel.shape[self.inner]) if self.kernel.shape else i32(1)
+        flat, end = self._share()
+        w.return_if(op("i32.ge_s", flat, end))
+        n = w.let(n)
+        offset = w.let(self.number(self.offset))
+        for node in _below(self.value):
+            if not node.axes and not isinstance(node.expr, loops.Const):
+                self.hoist(node, -1, False)
+        row = w.let(op("i32.div_u", flat, n))
+        i = w.let(op("i32.rem_u", flat, n))
+        with w.while_(flat < end):
+            stop = w.let(i + (end - flat))
+            w.set(stop, select(stop < n, stop, n))
+            at = (offset + flat - i) << lanes.ACCESS[self.dtype].shift
+            place = _Row(i, stop, w.let(self.buffers[-1] + at))
+            w.set(flat, flat + (stop - i))
+            self.scopes.append({})
+            self._outer_axes(row)
+            self._row(place)
+            self.scopes.pop()
+            w.set(row, row + 1)
+            w.set(i, 0)
+
+    def _share(self) -> tuple[Local, Local]:
+        """The flat indices at which this thread begins and ends."""
+        w, (tid, threads) = self.w, self.w.params[-2:]
+        total: Value = i32(1)
+        for size in self.kernel.shape:
+            total = self.extent(size) if total.code == i32(1).code else total * self.extent(size)
+        total = w.let(total)
+        unit = w.let(threads * self.granule)
+        chunk = w.let(op("i32.div_u", total + (unit - 1), unit) * self.granule)
+        begin = w.let(tid * chunk)
+        end = w.let(begin + chunk)
+        w.set(end, select(end < total, end, total))
+        return begin, end
+
+    def _outer_axes(self, row: Local) -> None:
+        """The indices of the axes before the innermost, where the value needs them."""
+        w, rest = self.w, row
+        used = [n for n in range(self.inner) if n in self.value.axes]
+        for number in reversed(range(self.inner)):
+            if not used or number < used[0]:
+                break
+            size = self.kernel.shape[number]
+            first = all(s == 1 for s in self.kernel.shape[:number])
+            if number in used:
+                self.at[number] = rest if first else w.let(op("i32.rem_u", rest, self.extent(size)))
+            if number > used[0]:
+                rest = w.let(op("i32.div_u", rest, self.extent(size)))
+
+    def _row(self, row: _Row) -> None:
+        w, shift = self.w, lanes.ACCESS[self.dtype].shift
+        self.at[self.inner] = row.i
+        self.hoist(self.value, self.inner, self.axis is not None)
+        address = row.out + (row.i << shift)
+        if self.axis is not None:
+            last = w.let(row.stop - 3)
+            with self._loop(row.i, last, 4):
+                value = self.vector(self.value)
+                lanes.store_row(w, self.dtype, address, value)
+        with self._loop(row.i, row.stop, 1):
+            lanes.store(w, self.dtype, address, self.number(self.value))
+
+    def _loop(self, i: Local, end: Local | int, step: int) -> _Scope:
+        return _Scope(self, i, end, step)
+
+    # --- values
+
+    def extent(self, size: Size) -> Value:
+        return i32(size) if isinstance(size, int) else self.sizes[size]
+
+    def hoist(self, node: _Node, axis: int, vector: bool) -> None:
+        """Computes now all below ``node`` that doesn't depend on ``axis``."""
+        if isinstance(node.expr, loops.Const):
+            return
+        if axis not in node.axes:
+            self.number(node)
+            if vector:
+                self.vector(node)
+            return
+        if isinstance(node.expr, loops.Reduce):
+            return  # its body is seen from within only
+        inner = vector
+        if isinstance(node.expr, loops.Load) and self.axis is not None:
+            inner = vector and _stride(node.children[0], self.axis) not in (0, 1)
+        for child in node.children:
+            self.hoist(child, axis, inner)
+
+    def number(self, node: _Node) -> Value:
+        """One value, at the current place of all axes."""
+        return self._kept(node, None)
+
+    def vector(self, node: _Node) -> Value:
+        """Four values along the lane axis."""
+        return self._kept(node, self.axis)
+
+    def _kept(self, node: _Node, axis: int | None) -> Value:
+        if isinstance(node.expr, loops.Const):
+            return lanes.constant(node.expr) if axis is None else lanes.constants(node.expr)
+        key = (node.number, axis)
+        for scope in self.scopes:
+            if key in scope:
+                return scope[key]
+        value = self._number(node) if axis is None else self._vector(node, axis)
+        # What is one local already needs no second one.
+        self.scopes[-1][key] = found = value if isinstance(value, Local) else self.w.let(value)
+        return found
+
+    def _number(self, node: _Node) -> Value:
+        match node.expr:
+            case loops.Axis(number, kind):
+                return lanes.cast(self.at[number], "i32", kind)
+            case loops.Extent(size, kind):
+                return lanes.cast(self.extent(size), "i32", kind)
+            case loops.Load(param):
+                return lanes.load(self.w, self._dtype(param), self._address(node))
+            case loops.Cast(value, kind):
+                return lanes.cast(self.number(node.children[0]), value.type, kind)
+            case loops.Apply(name, args):
+                bits = _shift(node)
+                if bits is not None:
+                    return lanes.shift(name, self.number(node.children[0]), bits)
+                numbers = [self.number(c) for c in node.children]
+                return lanes.function(self.w, name, numbers, args[-1].type)
+            case loops.Reduce():
+                return self._reduce(node, node.expr, node.number in self.wide)
+        raise AssertionError(node.expr)
+
+    def _vector(self, node: _Node, axis: int) -> Value:
+        if axis not in node.axes:
+            return lanes.splat(self.number(node), node.expr.type)
+        match node.expr:
+            case loops.Axis(number, kind):
+                steps = op("i32x4.add", op("i32x4.splat", self.at[number]), i32x4(0, 1, 2, 3))
+                return lanes.casts(steps, "i32", kind)
+            case loops.Load(param):
+                return self._load_lanes(node, param, axis)
+            case loops.Cast(value, kind):
+                return lanes.casts(self.vector(node.children[0]), value.type, kind)
+            case loops.Apply(name, args):
+                bits = _shift(node)
+                if bits is not None:
+                    return lanes.shifts(name, self.vector(node.children[0]), bits)
+                vectors = [self.vector(c) for c in node.children]
+                return lanes.functions(self.w, name, vectors, args[-1].type)
+            case loops.Reduce():
+                return self._reduce_in_lanes(node, node.expr)
+        raise AssertionError(node.expr)
+
+    def _dtype(self, param: int) -> str:
+        return self.kernel.inputs[param].name
+
+    def _address(self, node: _Node) -> Value:
+        assert isinstance(node.expr, loops.Load)
+        shift = lanes.ACCESS[self._dtype(node.expr.param)].shift
+        index = self.number(node.children[0])
+        return self.buffers[node.expr.param] + (index << shift if shift else index)
+
+    def _load_lanes(self, node: _Node, param: int, axis: int) -> Value:
+        w, dtype = self.w, self._dtype(param)
+        if _stride(node.children[0], axis) == 1:
+            return lanes.load_row(w, dtype, self._address(node))
+        shift = lanes.ACCESS[dtype].shift
+        index = self.vector(node.children[0])
+        found = [op("i32x4.extract_lane", index, lane=n) for n in range(4)]
+        return lanes.load_each(w, dtype, [self.buffers[param] + (x << shift) for x in found])
+
+    # --- reductions
+
+    def _reduce(self, node: _Node, expr: loops.Reduce, wide: bool) -> Value:
+        """One value. ``wide``: four indices of the reduction at a time, then those left over."""
+        w, body, kind = self.w, node.children[0], expr.type
+        combine = lanes.combine(expr.kind)
+        total = w.let(lanes.constant(lanes.neutral(expr.kind, kind)))
+        i, end = w.local("i32"), w.let(self.extent(expr.extent))
+        outer, before = self.axis, self.at.get(expr.axis)
+        self.at[expr.axis] = i
+        self.axis = expr.axis if wide else None
+        self.scopes.append({})
+        self.hoist(body, expr.axis, wide)
+        w.set(i, 0)
+        if wide:
+            start = lanes.constants(lanes.neutral(expr.kind, kind))
+            sums = w.let(start)
+            with self._loop(i, w.let(end - 3), 4):
+                w.set(sums, lanes.functions(w, combine, [sums, self.vector(body)], kind))
+            four = [lanes.lane(sums, kind, n) for n in range(4)]
+            pairs = [
+                w.let(lanes.function(w, combine, [w.let(a), w.let(b)], kind))
+                for a, b in (four[:2], four[2:])
+            ]
+            w.set(total, lanes.function(w, combine, list(pairs), kind))
+        with self._loop(i, end, 1):
+            w.set(total, lanes.function(w, combine, [total, self.number(body)], kind))
+        self.scopes.pop()
+        self.axis = outer
+        self._restore(expr.axis, before)
+        return total
+
+    def _reduce_in_lanes(self, node: _Node, expr: loops.Reduce) -> Value:
+        """Four values, each in order."""
+        w, body, kind = self.w, node.children[0], expr.type
+        total = w.let(lanes.constants(lanes.neutral(expr.kind, kind)))
+        i, end = w.local("i32"), w.let(self.extent(expr.extent))
+        before = self.at.get(expr.axis)
+        self.at[expr.axis] = i
+        self.scopes.append({})
+        self.hoist(body, expr.axis, True)
+        w.set(i, 0)
+        with self._loop(i, end, 1):
+            vectors = [total, self.vector(body)]
+            w.set(total, lanes.functions(w, lanes.combine(expr.kind), vectors, kind))
+        self.scopes.pop()
+        self._restore(expr.axis, before)
+        return total
+
+    def _restore(self, axis: int, value: Value | None) -> None:
+        if value is None:
+            del self.at[axis]
+        else:
+            self.at[axis] = value
+
+
+class _Scope:
+    """``while i < end: …; i += step``; what is computed inside is forgotten afterwards."""
+
+    def __init__(self, emitter: _Emitter, i: Local, end: Local | int, step: int) -> None:
+        self.emitter, self.i, self.step = emitter, i, step
+        self.turn = emitter.w.while_(i < end)
+
+    def __enter__(self) -> None:
+        self.turn.__enter__()
+        self.emitter.scopes.append({})
+
+    def __exit__(self, *error: object) -> None:
+        self.emitter.scopes.pop()
+        self.emitter.w.set(self.i, self.i + self.step)
+        self.turn.__exit__(None, None, None)
+
+
+def _wide(reduces: list[_Node], axis: int | None) -> frozenset[int]:
+    """The reductions that are spread over lanes: those that no lane axis touches."""
+    taken: set[int] = set() if axis is None else {axis}
+    found: set[int] = set()
+    for node in reduces:
+        assert isinstance(node.expr, loops.Reduce)
+        if not node.axes & taken:
+            found.add(node.number)
+            taken.add(node.expr.axis)
+    return frozenset(found)
+
+
+def _shift(node: _Node) -> int | None:
+    """The power of two by which ``node`` divides a number that is not negative."""
+    expr = node.expr
+    assert isinstance(expr, loops.Apply)
+    if expr.function not in ("div", "mod") or not node.natural:
+        return None
+    by = node.children[1].expr
+    if not isinstance(by, loops.Const) or int(by.value) & (int(by.value) - 1) or by.value == 0:
+        return None
+    return int(by.value).bit_length() - 1
