@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fanlight.archs import llama
 from fanlight.compiler import CompileOptions, compile_module
 from fanlight.hub.files import LocalFile
-from fanlight.runtime.backend import choose, check_device
+from fanlight.runtime.backend import check_device, choose
 from fanlight.runtime.session import Session
 from tests import modules
 from tests.prompts import PROMPTS, SHORT

@@ -1,0 +1,1 @@
+"""Measurements in real browsers: the demo, and what loading costs in memory."""

@@ -1,0 +1,110 @@
+"""The demo's measurements, on a page that does nothing but what the demo expects of a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from fanlight.bench import demo
+from fanlight.bench.visit import Log, Visit, run
+from fanlight.errors import DeviceError
+from fanlight.server.headers import RecordAccess
+from fanlight.server.serving import serving
+
+pytestmark = pytest.mark.browser
+MB = 1_000_000
+
+PAGE = """<!doctype html><script>
+const parameters = new URLSearchParams(location.search);
+const page = globalThis.fanlight = { phase: "python", answer: "", error: "", report: {} };
+page.release = async () => {
+  page.phase = "loading";
+  if (parameters.get("model") === "broken") {
+    page.error = "no such model"; page.phase = "failed"; return;
+  }
+  const worker = new Worker("/worker.js");
+  await new Promise((done) => { worker.onmessage = done; });
+  page.report = { adapter: parameters.get("device"), resident_bytes: 20e6, ready_ms: 12.6 };
+  page.phase = "answering";
+  for (const piece of ["Paris", ", of ", "course."]) {
+    await new Promise((done) => setTimeout(done, 120));
+    page.answer += piece;
+  }
+  page.report.tokens = 3;
+  page.phase = "done";
+};
+setTimeout(() => { page.phase = "held"; }, 50);
+</script>"""
+WORKER = """
+self.kept = new Uint8Array(120e6).fill(1);
+setTimeout(() => postMessage("loaded"), 400);
+"""
+
+
+async def _page(request: Request) -> Response:
+    return HTMLResponse(PAGE)
+
+
+async def _worker(request: Request) -> Response:
+    return Response(WORKER, media_type="text/javascript")
+
+
+def _app(log: Log) -> Starlette:
+    middleware = [Middleware(RecordAccess, record=log.add)]
+    return Starlette(
+        routes=[Route("/", _page), Route("/worker.js", _worker)], middleware=middleware
+    )
+
+
+async def _visit(
+    profile: Path, model: str = "fine", **changes: Any
+) -> tuple[dict[str, Any], list[str]]:
+    log, pieces = Log(), list[str]()
+    with serving(_app(log)) as base:
+        visit = Visit(base, model, "wasm", 1, profile, "capital?", "none", **changes)
+        row, browser = await run(visit, log, pieces.append)
+    assert "Chrom" in browser
+    return row, pieces
+
+
+async def test_a_run_is_measured(tmp_path: Path) -> None:
+    row, pieces = await _visit(tmp_path)
+    assert list(row) == [
+        *("backend", "visit", "adapter", "reply", "tokens", "prefill_tok_s", "decode_tok_s"),
+        *("first_token_ms", "ready_ms", "python_ms", "compile_ms", "download_ms", "upload_ms"),
+        *("mem_peak_mb", "heap_peak_mb", "network_bytes"),
+    ]
+    assert (row["reply"], row["tokens"], row["ready_ms"]) == ("Paris, of course.", 3, 13)
+    assert "".join(pieces) == row["reply"] and len(pieces) > 1
+    assert len(PAGE) + len(WORKER) <= row["network_bytes"] < len(PAGE) + len(WORKER) + 1000
+    assert 119 < row["heap_peak_mb"] < 130
+    # 120 MB in a worker, of which the page says that 20 belong to the plan
+    assert 90 < row["mem_peak_mb"] < 140
+    json.dumps(row)
+
+
+async def test_the_visit_may_end_once_all_is_loaded(tmp_path: Path) -> None:
+    row, pieces = await _visit(tmp_path, answer=False)
+    assert not pieces and row["tokens"] == 0
+
+
+async def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="no such model"):
+        await _visit(tmp_path, "broken")
+    with pytest.raises(DeviceError, match="too long"):
+        await _visit(tmp_path, timeout=0.01)
+
+
+def test_the_table_has_all_that_was_measured() -> None:
+    numbers = {key: 1500 for _, key, _ in demo._COLUMNS}
+    row = numbers | {"backend": "wasm", "visit": 2, "adapter": "a CPU", "mem_peak_mb": None}
+    text = demo.table({"browser": "Chromium", "runs": [row]})
+    assert "1.50" in text and "–" in text and "a CPU" in text
