@@ -48,14 +48,18 @@ class StringArray(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
+        count = len(self._ends)
         if isinstance(index, slice):
-            return [self._string(i) for i in range(*index.indices(len(self._ends)))]
-        if not -len(self._ends) <= index < len(self._ends):
+            start, stop, step = index.indices(count)
+            if step == 1:
+                return list(self._run(start, stop))
+            return [self[i] for i in range(start, stop, step)]
+        if not -count <= index < count:
             raise IndexError(index)
-        return self._string(index % len(self._ends))
+        return next(self._run(index % count, index % count + 1))
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._string, range(len(self._ends)))
+        return self._run(0, len(self._ends))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -68,15 +72,16 @@ class StringArray(Sequence[str]):
         more = ", …" if len(self) > 3 else ""
         return f"StringArray[{len(self)}]({', '.join(map(repr, self[:3]))}{more})"
 
-    def _string(self, index: int) -> str:
-        # each string stands behind its length, 8 bytes
-        start = (self._ends[index - 1] if index else 0) + 8
-        try:
-            return str(self._blob[start : self._ends[index]], "utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(
-                "string is not UTF-8", where=f"{self._where}[{index}]", got=error.reason
-            ) from error
+    def _run(self, start: int, stop: int) -> Iterator[str]:
+        """The strings from ``start`` to before ``stop``."""
+        blob, begin = self._blob, self._ends[start - 1] if start else 0
+        for index, end in enumerate(self._ends[start:stop], start):
+            try:
+                yield str(blob[begin + 8 : end], "utf-8")  # behind its length, 8 bytes
+            except UnicodeDecodeError as error:
+                where = f"{self._where}[{index}]"
+                raise FormatError("string is not UTF-8", where=where, got=error.reason) from error
+            begin = end
 
 
 class Cursor:

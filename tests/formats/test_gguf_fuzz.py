@@ -92,6 +92,12 @@ def test_fuzz_small_file(tmp_path: Path) -> None:
     assert outcomes.keys() >= {"FormatError", "TruncatedError", "UnsupportedError", "read"}
 
 
+def test_fuzz_afresh(tmp_path: Path, seed: int) -> None:
+    """Other cases at each run; ``--seed`` repeats them."""
+    data = _small_file(tmp_path)
+    _fuzz(data, parse(data, file_size=len(data)).data_offset, 1000, first_seed=seed)
+
+
 def test_fuzz_real_header(smollm2_gguf: Path) -> None:
     with smollm2_gguf.open("rb") as file:
         start = file.read(1 << 21)
