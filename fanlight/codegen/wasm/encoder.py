@@ -1,7 +1,7 @@
 """The lowest layer of WebAssembly: modules and functions → bytes. Knows no ML.
 
-The format: https://webassembly.github.io/spec/core/binary. ``OPCODES`` is the one list of instructions. A function
-is written as stack code:
+The format: https://webassembly.github.io/spec/core/binary. ``opcodes.py`` is the one list of
+instructions. A function is written as stack code, or as expressions (``values.py``):
 
     module = Module(memory=MemoryImport(1, 65536, shared=False))
     f = module.function(params=("i32", "i32"), results=("i32",), export="add")
@@ -10,7 +10,8 @@ is written as stack code:
     f.op("i32.add")
     data = module.encode()
 
-Blocks are context managers whose label can be branched to: ``with f.loop() as again: …; f.br_if(again)``.
+Blocks are context managers whose label can be branched to: ``with f.loop() as again: …;
+f.br_if(again)``.
 """
 
 from __future__ import annotations
@@ -19,31 +20,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
-ValueType = Literal["i32", "i64", "f32", "f64", "v128"]
-_TYPES: dict[str, int] = {"i32": 0x7F, "i64": 0x7E, "f32": 0x7D, "f64": 0x7C, "v128": 0x7B}
+from fanlight.codegen.wasm.opcodes import OPCODES, TYPE_CODES, Type, leb
+
+ValueType = Type
 _VOID = 0x40
-
-
-def _row(first: int, names: str, prefix: int | None = None) -> dict[str, bytes]:
-    """Names of consecutive opcodes from ``first``; ``-`` skips one."""
-    out = {}
-    for number, name in enumerate(names.split(), first):
-        if name != "-":
-            out[name] = bytes([number]) if prefix is None else bytes([prefix]) + leb(number)
-    return out
-
-
-def leb(value: int) -> bytes:
-    """Unsigned LEB128."""
-    out = bytearray()
-    while True:
-        value, byte = value >> 7, value & 0x7F
-        if not value:
-            out.append(byte)
-            return bytes(out)
-        out.append(byte | 0x80)
 
 
 def sleb(value: int) -> bytes:
@@ -58,101 +39,13 @@ def sleb(value: int) -> bytes:
         out.append(byte | 0x80)
 
 
-#: instruction → opcode bytes; immediates follow.
-OPCODES: dict[str, bytes] = {
-    **_row(0x00, "unreachable nop"),
-    **_row(0x0F, "return"),
-    **_row(0x1A, "drop select"),
-    **_row(0x28, "i32.load i64.load f32.load f64.load i32.load8_s i32.load8_u i32.load16_s i32.load16_u"),
-    **_row(0x30, "i64.load8_s i64.load8_u i64.load16_s i64.load16_u i64.load32_s i64.load32_u"),
-    **_row(0x36, "i32.store i64.store f32.store f64.store i32.store8 i32.store16"),
-    **_row(0x3C, "i64.store8 i64.store16 i64.store32"),
-    **_row(0x45, "i32.eqz i32.eq i32.ne i32.lt_s i32.lt_u i32.gt_s i32.gt_u i32.le_s i32.le_u i32.ge_s i32.ge_u"),
-    **_row(0x50, "i64.eqz i64.eq i64.ne i64.lt_s i64.lt_u i64.gt_s i64.gt_u i64.le_s i64.le_u i64.ge_s i64.ge_u"),
-    **_row(0x5B, "f32.eq f32.ne f32.lt f32.gt f32.le f32.ge f64.eq f64.ne f64.lt f64.gt f64.le f64.ge"),
-    **_row(0x67, "i32.clz i32.ctz i32.popcnt i32.add i32.sub i32.mul i32.div_s i32.div_u i32.rem_s i32.rem_u"),
-    **_row(0x71, "i32.and i32.or i32.xor i32.shl i32.shr_s i32.shr_u i32.rotl i32.rotr"),
-    **_row(0x79, "i64.clz i64.ctz i64.popcnt i64.add i64.sub i64.mul i64.div_s i64.div_u i64.rem_s i64.rem_u"),
-    **_row(0x83, "i64.and i64.or i64.xor i64.shl i64.shr_s i64.shr_u i64.rotl i64.rotr"),
-    **_row(0x8B, "f32.abs f32.neg f32.ceil f32.floor f32.trunc f32.nearest f32.sqrt"),
-    **_row(0x92, "f32.add f32.sub f32.mul f32.div f32.min f32.max f32.copysign"),
-    **_row(0x99, "f64.abs f64.neg f64.ceil f64.floor f64.trunc f64.nearest f64.sqrt"),
-    **_row(0xA0, "f64.add f64.sub f64.mul f64.div f64.min f64.max f64.copysign"),
-    **_row(0xA7, "i32.wrap_i64 i32.trunc_f32_s i32.trunc_f32_u i32.trunc_f64_s i32.trunc_f64_u"),
-    **_row(0xAC, "i64.extend_i32_s i64.extend_i32_u i64.trunc_f32_s i64.trunc_f32_u"),
-    **_row(0xB2, "f32.convert_i32_s f32.convert_i32_u f32.convert_i64_s f32.convert_i64_u f32.demote_f64"),
-    **_row(0xB7, "f64.convert_i32_s f64.convert_i32_u f64.convert_i64_s f64.convert_i64_u f64.promote_f32"),
-    **_row(0xBC, "i32.reinterpret_f32 i64.reinterpret_f64 f32.reinterpret_i32 f64.reinterpret_i64"),
-    **_row(0xC0, "i32.extend8_s i32.extend16_s"),
-    **_row(0, "i32.trunc_sat_f32_s i32.trunc_sat_f32_u i32.trunc_sat_f64_s i32.trunc_sat_f64_u", 0xFC),
-    # SIMD
-    **_row(0, "v128.load v128.load8x8_s v128.load8x8_u v128.load16x4_s v128.load16x4_u v128.load32x2_s", 0xFD),
-    **_row(6, "v128.load32x2_u v128.load8_splat v128.load16_splat v128.load32_splat v128.load64_splat", 0xFD),
-    **_row(11, "v128.store v128.const i8x16.shuffle i8x16.swizzle i8x16.splat i16x8.splat i32x4.splat", 0xFD),
-    **_row(18, "i64x2.splat f32x4.splat f64x2.splat i8x16.extract_lane_s i8x16.extract_lane_u", 0xFD),
-    **_row(23, "i8x16.replace_lane i16x8.extract_lane_s i16x8.extract_lane_u i16x8.replace_lane", 0xFD),
-    **_row(27, "i32x4.extract_lane i32x4.replace_lane i64x2.extract_lane i64x2.replace_lane", 0xFD),
-    **_row(31, "f32x4.extract_lane f32x4.replace_lane f64x2.extract_lane f64x2.replace_lane", 0xFD),
-    **_row(35, "i8x16.eq i8x16.ne i8x16.lt_s i8x16.lt_u i8x16.gt_s i8x16.gt_u i8x16.le_s i8x16.le_u", 0xFD),
-    **_row(43, "i8x16.ge_s i8x16.ge_u i16x8.eq i16x8.ne i16x8.lt_s i16x8.lt_u i16x8.gt_s i16x8.gt_u", 0xFD),
-    **_row(51, "i16x8.le_s i16x8.le_u i16x8.ge_s i16x8.ge_u i32x4.eq i32x4.ne i32x4.lt_s i32x4.lt_u", 0xFD),
-    **_row(59, "i32x4.gt_s i32x4.gt_u i32x4.le_s i32x4.le_u i32x4.ge_s i32x4.ge_u f32x4.eq f32x4.ne", 0xFD),
-    **_row(67, "f32x4.lt f32x4.gt f32x4.le f32x4.ge", 0xFD),
-    **_row(77, "v128.not v128.and v128.andnot v128.or v128.xor v128.bitselect v128.any_true", 0xFD),
-    **_row(84, "v128.load8_lane v128.load16_lane v128.load32_lane v128.load64_lane v128.store8_lane", 0xFD),
-    **_row(89, "v128.store16_lane v128.store32_lane v128.store64_lane v128.load32_zero v128.load64_zero", 0xFD),
-    **_row(96, "i8x16.abs i8x16.neg i8x16.popcnt i8x16.all_true i8x16.bitmask i8x16.narrow_i16x8_s", 0xFD),
-    **_row(102, "i8x16.narrow_i16x8_u f32x4.ceil f32x4.floor f32x4.trunc f32x4.nearest i8x16.shl i8x16.shr_s", 0xFD),
-    **_row(109, "i8x16.shr_u i8x16.add i8x16.add_sat_s i8x16.add_sat_u i8x16.sub", 0xFD),
-    **_row(118, "i8x16.min_s i8x16.min_u i8x16.max_s i8x16.max_u - i8x16.avgr_u", 0xFD),
-    **_row(124, "i16x8.extadd_pairwise_i8x16_s i16x8.extadd_pairwise_i8x16_u", 0xFD),
-    **_row(126, "i32x4.extadd_pairwise_i16x8_s i32x4.extadd_pairwise_i16x8_u i16x8.abs i16x8.neg", 0xFD),
-    **_row(130, "i16x8.q15mulr_sat_s i16x8.all_true i16x8.bitmask i16x8.narrow_i32x4_s i16x8.narrow_i32x4_u", 0xFD),
-    **_row(135, "i16x8.extend_low_i8x16_s i16x8.extend_high_i8x16_s i16x8.extend_low_i8x16_u", 0xFD),
-    **_row(138, "i16x8.extend_high_i8x16_u i16x8.shl i16x8.shr_s i16x8.shr_u i16x8.add", 0xFD),
-    **_row(145, "i16x8.sub - - - i16x8.mul i16x8.min_s i16x8.min_u i16x8.max_s i16x8.max_u", 0xFD),
-    **_row(156, "i16x8.extmul_low_i8x16_s i16x8.extmul_high_i8x16_s i16x8.extmul_low_i8x16_u", 0xFD),
-    **_row(159, "i16x8.extmul_high_i8x16_u i32x4.abs i32x4.neg - i32x4.all_true i32x4.bitmask", 0xFD),
-    **_row(167, "i32x4.extend_low_i16x8_s i32x4.extend_high_i16x8_s i32x4.extend_low_i16x8_u", 0xFD),
-    **_row(170, "i32x4.extend_high_i16x8_u i32x4.shl i32x4.shr_s i32x4.shr_u i32x4.add", 0xFD),
-    **_row(177, "i32x4.sub - - - i32x4.mul i32x4.min_s i32x4.min_u i32x4.max_s i32x4.max_u i32x4.dot_i16x8_s", 0xFD),
-    **_row(188, "i32x4.extmul_low_i16x8_s i32x4.extmul_high_i16x8_s i32x4.extmul_low_i16x8_u", 0xFD),
-    **_row(191, "i32x4.extmul_high_i16x8_u", 0xFD),
-    **_row(206, "i64x2.add", 0xFD),
-    **_row(209, "i64x2.sub", 0xFD),
-    **_row(224, "f32x4.abs f32x4.neg - f32x4.sqrt f32x4.add f32x4.sub f32x4.mul f32x4.div f32x4.min f32x4.max", 0xFD),
-    **_row(234, "f32x4.pmin f32x4.pmax", 0xFD),
-    **_row(248, "i32x4.trunc_sat_f32x4_s i32x4.trunc_sat_f32x4_u f32x4.convert_i32x4_s f32x4.convert_i32x4_u", 0xFD),
-    # relaxed SIMD
-    **_row(0x100, "i8x16.relaxed_swizzle", 0xFD),
-    **_row(0x105, "f32x4.relaxed_madd f32x4.relaxed_nmadd", 0xFD),
-    **_row(0x10B, "i32x4.relaxed_laneselect - f32x4.relaxed_min f32x4.relaxed_max", 0xFD),
-    **_row(0x112, "i16x8.relaxed_dot_i8x16_i7x16_s i32x4.relaxed_dot_i8x16_i7x16_add_s", 0xFD),
-    # threads
-    **_row(0x00, "memory.atomic.notify memory.atomic.wait32", 0xFE),
-    **_row(0x10, "i32.atomic.load", 0xFE),
-    **_row(0x17, "i32.atomic.store", 0xFE),
-    **_row(0x1E, "i32.atomic.rmw.add", 0xFE),
-    **_row(0x25, "i32.atomic.rmw.sub", 0xFE),
-    **_row(0x41, "i32.atomic.rmw.xchg", 0xFE),
-    **_row(0x48, "i32.atomic.rmw.cmpxchg", 0xFE),
+#: instruction → opcode bytes; immediates follow. The list itself is in ``opcodes.py``.
+_CODES: dict[str, bytes] = {
+    **{name: spec.code for name, spec in OPCODES.items()},
+    "return": b"\x0f",
+    "drop": b"\x1a",
+    "select": b"\x1b",
 }
-
-_WIDTH = {"8": 0, "16": 1, "32": 2, "64": 3, "v128": 4, "i32": 2, "i64": 3, "f32": 2, "f64": 3}
-
-
-def natural_align(name: str) -> int:
-    """log2 of the bytes that a memory instruction touches."""
-    kind, _, rest = name.partition(".")
-    if "atomic" in name:
-        return 2
-    if "x8_" in rest or "x4_" in rest or "x2_" in rest:
-        return 3
-    digits = "".join(c for c in rest if c.isdigit())
-    return _WIDTH[digits] if digits else _WIDTH[kind]
-
-
-_ALIGN = {n: natural_align(n) for n in OPCODES if any(w in n for w in (".load", ".store", "atomic"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +67,9 @@ class Label:
 class Function:
     """A function in the making. Locals are numbered from the parameters on."""
 
-    def __init__(self, index: int, params: Sequence[ValueType], results: Sequence[ValueType]) -> None:
+    def __init__(
+        self, index: int, params: Sequence[ValueType], results: Sequence[ValueType]
+    ) -> None:
         self.index, self.params, self.results = index, tuple(params), tuple(results)
         self.code = bytearray()
         self._locals: list[ValueType] = []
@@ -189,7 +84,7 @@ class Function:
 
     def op(self, name: str) -> None:
         """An instruction without immediates."""
-        self.code += OPCODES[name]
+        self.code += _CODES[name]
 
     def get(self, local: int) -> None:
         self.code += b"\x20" + leb(local)
@@ -222,7 +117,7 @@ class Function:
     def v128(self, data: bytes) -> None:
         """A constant of 16 bytes."""
         assert len(data) == 16
-        self.code += OPCODES["v128.const"] + data
+        self.code += b"\xfd\x0c" + data
 
     def f32x4(self, value: float) -> None:
         """A constant in all four lanes."""
@@ -232,23 +127,27 @@ class Function:
         """A constant in all four lanes."""
         self.v128((value & 0xFFFFFFFF).to_bytes(4, "little") * 4)
 
-    def mem(self, name: str, offset: int = 0, align: int | None = None, lane: int | None = None) -> None:
-        """A load, store or atomic; ``align`` is log2 of the bytes, natural by default (0 for v128)."""
-        natural = _ALIGN[name]
+    def mem(
+        self, name: str, offset: int = 0, align: int | None = None, lane: int | None = None
+    ) -> None:
+        """A load, store or atomic; ``align`` is log2 of the bytes, natural by default (0 for
+        v128)."""
+        natural = OPCODES[name].align
+        assert natural >= 0, f"{name} touches no memory"
         at = (0 if name.startswith("v128") else natural) if align is None else align
-        self.code += OPCODES[name] + leb(at) + leb(offset)
+        self.code += _CODES[name] + leb(at) + leb(offset)
         if lane is not None:
             self.code.append(lane)
 
     def lane(self, name: str, lane: int) -> None:
         """``extract_lane`` and ``replace_lane``."""
-        self.code += OPCODES[name]
+        self.code += _CODES[name]
         self.code.append(lane)
 
     def shuffle(self, lanes: Sequence[int]) -> None:
         """Bytes of the two operands: 0-15 of the first, 16-31 of the second."""
         assert len(lanes) == 16
-        self.code += OPCODES["i8x16.shuffle"] + bytes(lanes)
+        self.code += b"\xfd\x0d" + bytes(lanes)
 
     def memory_copy(self) -> None:
         """(target, source, bytes)"""
@@ -297,7 +196,7 @@ class Function:
         self.code.append(0x05)
 
     def _structured(self, opcode: int, result: ValueType | None) -> Iterator[Label]:
-        self.code += bytes([opcode, _TYPES[result] if result else _VOID])
+        self.code += bytes([opcode, TYPE_CODES[result] if result else _VOID])
         self._depth += 1
         yield Label(self._depth)
         self._depth -= 1
@@ -305,30 +204,29 @@ class Function:
 
     @contextmanager
     def for_range(self, counter: int, end: int, step: int = 1) -> Iterator[Label]:
-        """``while counter < end`` (locals, signed): the body, then ``counter += step``. The label leaves the loop.
-        The caller sets ``counter`` first."""
-        with self.block() as done:
-            with self.loop() as again:
-                self.get(counter)
-                self.get(end)
-                self.op("i32.ge_s")
-                self.br_if(done)
-                yield done
-                self.get(counter)
-                self.i32(step)
-                self.op("i32.add")
-                self.set(counter)
-                self.br(again)
+        """``while counter < end`` (locals, signed): the body, then ``counter += step``. The label
+        leaves the loop. The caller sets ``counter`` first."""
+        with self.block() as done, self.loop() as again:
+            self.get(counter)
+            self.get(end)
+            self.op("i32.ge_s")
+            self.br_if(done)
+            yield done
+            self.get(counter)
+            self.i32(step)
+            self.op("i32.add")
+            self.set(counter)
+            self.br(again)
 
     def body(self) -> bytes:
         """Locals, code, end; with its length in front."""
-        groups: list[tuple[int, str]] = []
+        groups: list[tuple[int, ValueType]] = []
         for kind in self._locals:
             if groups and groups[-1][1] == kind:
                 groups[-1] = (groups[-1][0] + 1, kind)
             else:
                 groups.append((1, kind))
-        head = leb(len(groups)) + b"".join(leb(n) + bytes([_TYPES[k]]) for n, k in groups)
+        head = leb(len(groups)) + b"".join(leb(n) + bytes([TYPE_CODES[k]]) for n, k in groups)
         data = head + bytes(self.code) + b"\x0b"
         return leb(len(data)) + data
 
@@ -394,7 +292,7 @@ class Module:
 
 def _function_type(params: Sequence[ValueType], results: Sequence[ValueType]) -> bytes:
     def types(kinds: Sequence[ValueType]) -> bytes:
-        return leb(len(kinds)) + bytes(_TYPES[k] for k in kinds)
+        return leb(len(kinds)) + bytes(TYPE_CODES[k] for k in kinds)
 
     return b"\x60" + types(params) + types(results)
 

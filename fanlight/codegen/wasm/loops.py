@@ -1,11 +1,11 @@
 """LoopKernel → WasmLaunch: a function that computes one thread's share of the elements.
 
-The index space is walked row by row along its innermost axis, four elements at a time; the rest of a
-row goes one by one. What doesn't depend on that axis is computed once a row, or once. A load whose
-index moves by one from element to element is one vector load, one that doesn't move a broadcast, any
-other four loads. A reduction within the lanes runs in order; one that no lane axis touches is itself
-spread over four lanes, then summed as (0 + 1) + (2 + 3). Either way its order is fixed when the code
-is made: the bits don't depend on the number of threads.
+The index space is walked row by row along its innermost axis, four elements at a time; the rest of
+a row goes one by one. What doesn't depend on that axis is computed once a row, or once. A load
+whose index moves by one from element to element is one vector load, one that doesn't move a
+broadcast, any other four loads. A reduction within the lanes runs in order; one that no lane axis
+touches is itself spread over four lanes, then summed as (0 + 1) + (2 + 3). Either way its order is
+fixed when the code is made: the bits don't depend on the number of threads.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""WebAssembly's instructions with operands on the stack: one table, keyed by the specification's names.
+"""WebAssembly's instructions with operands on the stack: one table, keyed by the specification.
 
-From the core specification 3.0 (numeric, memory, SIMD, relaxed SIMD) and the threads proposal. Control flow,
-locals, globals, calls and constants have immediates of their own: ``encoder.py`` emits them.
+From the core specification 3.0 (numeric, memory, SIMD, relaxed SIMD) and the threads proposal.
+Control flow, locals, globals, calls and constants have immediates of their own: ``encoder.py``
+emits them.
 
-A line of the text: the first code (hexadecimal, or decimal after ``simd``/``bulk``/``atomic``), the signature,
-and the names that take consecutive codes from there. In a signature ``i I f F v`` are i32, i64, f32, f64
-and v128; operands stand before the colon, the result after it. Memory instructions have ``@``; each name is
-followed by ``:`` and the log2 of its natural alignment. ``#`` marks a lane index among the immediates.
+A line of the text: the first code (hexadecimal, or decimal after ``simd``/``bulk``/``atomic``),
+the signature, and the names that take consecutive codes from there. In a signature ``i I f F v``
+are i32, i64, f32, f64 and v128; operands stand before the colon, the result after it. Memory
+instructions have ``@``; each name is followed by ``:`` and the log2 of its natural alignment.
+``#`` marks a lane index among the immediates.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ _TEXT = """
 5b ff:i f32.eq f32.ne f32.lt f32.gt f32.le f32.ge
 61 FF:i f64.eq f64.ne f64.lt f64.gt f64.le f64.ge
 67 i:i i32.clz i32.ctz i32.popcnt
-6a ii:i i32.add i32.sub i32.mul i32.div_s i32.div_u i32.rem_s i32.rem_u i32.and i32.or i32.xor i32.shl
-75 ii:i i32.shr_s i32.shr_u i32.rotl i32.rotr
+6a ii:i i32.add i32.sub i32.mul i32.div_s i32.div_u i32.rem_s i32.rem_u i32.and i32.or i32.xor
+74 ii:i i32.shl i32.shr_s i32.shr_u i32.rotl i32.rotr
 79 I:I i64.clz i64.ctz i64.popcnt
-7c II:I i64.add i64.sub i64.mul i64.div_s i64.div_u i64.rem_s i64.rem_u i64.and i64.or i64.xor i64.shl
-87 II:I i64.shr_s i64.shr_u i64.rotl i64.rotr
+7c II:I i64.add i64.sub i64.mul i64.div_s i64.div_u i64.rem_s i64.rem_u i64.and i64.or i64.xor
+86 II:I i64.shl i64.shr_s i64.shr_u i64.rotl i64.rotr
 8b f:f f32.abs f32.neg f32.ceil f32.floor f32.trunc f32.nearest f32.sqrt
 92 ff:f f32.add f32.sub f32.mul f32.div f32.min f32.max f32.copysign
 99 F:F f64.abs f64.neg f64.ceil f64.floor f64.trunc f64.nearest f64.sqrt
