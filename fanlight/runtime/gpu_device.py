@@ -13,6 +13,7 @@ from typing import Any
 from fanlight.errors import DeviceError, FanlightError, MissingDependencyError
 
 FEATURES = ("subgroups", "shader-f16")
+CPU = "cpu"  # no feature of WebGPU: tells the compiler that the adapter is a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,13 @@ def probe(adapter: str | None = None) -> Probe:
     Raises MissingDependencyError without wgpu, DeviceError where there is no such adapter.
     """
     found = find_adapter(adapter)
+    fallback = found.info["adapter_type"] == "CPU"
+    features = {f for f in FEATURES if f in features_of(found)}
     return Probe(
         adapter_name(found),
-        frozenset(f for f in FEATURES if f in features_of(found)),
+        frozenset(features | {CPU} if fallback else features),
         int(found.limits["max-storage-buffer-binding-size"]),
-        found.info["adapter_type"] == "CPU",
+        fallback,
     )
 
 

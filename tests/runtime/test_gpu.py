@@ -181,7 +181,8 @@ def test_validation_errors_are_device_errors() -> None:
 
 def test_probe_and_unknown_adapter() -> None:
     found = gpu.probe()
-    assert found.features <= set(gpu.FEATURES)
+    assert found.features <= {*gpu.FEATURES, "cpu"}
+    assert found.fallback == ("cpu" in found.features)
     assert found.max_binding >= 128 << 20
     with pytest.raises(DeviceError, match="no such adapter"):
         gpu.probe("no such adapter")

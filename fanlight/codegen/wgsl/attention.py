@@ -2,8 +2,8 @@
 
 Row t sees positions 0 … start + t. One workgroup for a head and one row, or four rows that share
 what is read of the cache, goes through the positions a block at a time with a running maximum and
-sum (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135): its memory doesn't grow
-with the length. D is a multiple of 4, at most 256.
+sum (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135): its memory doesn't
+grow with the length. D is a multiple of 4, at most 256.
 """
 
 from __future__ import annotations

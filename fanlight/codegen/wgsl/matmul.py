@@ -19,6 +19,7 @@ from fanlight.kernels.loops import Expr, apply, extent
 from fanlight.kernels.target import Context, Operand, Part
 from fanlight.shapes import Size, ceildiv, maximum, product
 
+CPU = "cpu"  # no feature of WebGPU, but a hint among them: the adapter is a CPU
 VECTOR_THREADS = 64
 TILE_M, TILE_N, TILE_QUADS = 32, 64, 8  # 32 x 64 outputs, 32 elements of K at a time
 TILE_THREADS = 128
@@ -39,7 +40,10 @@ def rule(
         return [_loop(x, w, output, rows)]
     launches: list[Launch] = []
     for part in w.parts:
-        kernel, grid = (_vector if rows == 1 else _tiled)(w, part, rows, n, k)
+        if rows == 1:
+            kernel, grid = _vector(w, part, k, CPU in context.features)
+        else:
+            kernel, grid = _tiled(w, part, rows, n, k)
         buffers = (x.buffer, *part.buffers, output.buffer)
         launches.append(WgslLaunch(kernel, buffers, grid))
     return launches
@@ -67,12 +71,12 @@ def _bindings(w: Operand) -> tuple[Binding, ...]:
 
 
 def _vector(
-    w: Operand, part: Part, rows: Size, n: Size, k: Size
+    w: Operand, part: Part, k: int, cpu: bool
 ) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
     """``lanes`` lanes share ``each`` consecutive rows of w; ``teams`` such groups a workgroup."""
     row = blocks.ROWS[w.dtype.name]
-    spans = maximum(k) // row.step
-    lanes, each = share(maximum(part.rows), spans)
+    spans = k // row.step
+    lanes, each = share(maximum(part.rows), spans, cpu)
     teams = VECTOR_THREADS // lanes
     quads = text.size_u32(k // 4)
     kind = f"array<vec4<f32>, {len(row.at)}>"
@@ -103,8 +107,13 @@ def _vector(
     return kernel, text.fold_grid(ceildiv(part.rows, teams * each))
 
 
-def share(rows: int, spans: int) -> tuple[int, int]:
-    """Lanes to a row, and rows to a lane, for ``rows`` rows of ``spans`` spans."""
+def share(rows: int, spans: int, cpu: bool) -> tuple[int, int]:
+    """Lanes to a row, and rows to a lane, for ``rows`` rows of ``spans`` spans.
+
+    A GPU wants many lanes in flight, a CPU that plays one few loads: each costs it a call a lane.
+    """
+    if cpu:
+        return 4, 4
     lanes = _power_of_two(spans // 2, 4, VECTOR_THREADS // 2)
     return lanes, 4 if rows * lanes >= 1 << 17 else 2 if rows * lanes >= 1 << 16 else 1
 
@@ -118,7 +127,7 @@ def _power_of_two(value: int, low: int, high: int) -> int:
 
 
 def _tiled(
-    w: Operand, part: Part, rows: Size, n: Size, k: Size
+    w: Operand, part: Part, rows: Size, n: Size, k: int
 ) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
     """Each thread makes 4 x 4 outputs: columns tx + 16 j, rows ty + 8 i of the tile."""
     out = f"b{1 + len(blocks.ROWS[w.dtype.name].planes)}"

@@ -60,9 +60,9 @@ def test_gather_gives_the_dequantised_rows(dtype: str, staging: int, piece: int)
 
 
 @pytest.mark.parametrize("dtype", STORED)
-@pytest.mark.parametrize("rows", [1, 2, 37])
-def test_matmul_of_every_dtype(dtype: str, rows: int) -> None:
-    error, _ = product_error(dtype, rows, 197, 768, seed=rows)
+@pytest.mark.parametrize(("rows", "hint"), [(1, ""), (1, "cpu"), (2, ""), (37, "")])
+def test_matmul_of_every_dtype(dtype: str, rows: int, hint: str) -> None:
+    error, _ = product_error(dtype, rows, 197, 768, seed=rows, hint=hint)
     assert error < TOLERANCE
 
 
@@ -123,12 +123,18 @@ def test_swapped_nibbles_fail(rows: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def product_error(
-    dtype: str, rows: int, n: int, k: int, seed: int, cuts: tuple[int, ...] = (0,)
+    dtype: str,
+    rows: int,
+    n: int,
+    k: int,
+    seed: int,
+    cuts: tuple[int, ...] = (0,),
+    hint: str = "",
 ) -> tuple[float, int]:
     """NMSE of x @ w.T, and the number of kernels."""
     raw, values = stored(dtype, n, k, seed)
     x = np.random.default_rng(seed + 1).standard_normal((rows, k), dtype=np.float32)
-    bench = Bench()
+    bench = Bench(features=frozenset({hint}))
     w = bench.weight("w", raw, dtype, (n, k), cuts)
     out = bench.empty("y", "f32", (rows, n))
     launches = bench.op("matmul", [bench.value("x", x, "f32"), w], out)
