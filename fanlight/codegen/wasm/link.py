@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fanlight import plan as plans
-from fanlight.codegen.wasm.encoder import Function, Label, MemoryImport, Module
+from fanlight.codegen.wasm.encoder import Function, Label, MemoryImport, Module, ValueType
 from fanlight.errors import PlanError
 from fanlight.kernels.launch import WasmKernel
 from fanlight.plan import Branch, Call, Copy, Dispatch, Loop, Plan, Read, Step, WasmModule
@@ -80,7 +80,8 @@ class _Linker:
         return replace(self.plan, segments=(*self.plan.segments, self.module.encode()), wasm=wasm)
 
     def _kernel(self, kernel: WasmKernel) -> Function:
-        function = self.module.function(("i32",) * (kernel.buffers + kernel.args + 2))
+        params: list[ValueType] = ["i32"] * (kernel.buffers + kernel.args + 2)
+        function = self.module.function(params)
         kernel.emit(function)
         return function
 

@@ -1,0 +1,52 @@
+"""The WebAssembly target: its rules, total over the op list, and how it keeps weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fanlight.codegen.wasm import argmax, attention, gather, loops, matmul, norm
+from fanlight.codegen.wasm.blocks import STORAGE
+from fanlight.dtypes import DType
+from fanlight.ir.ops import OPS
+from fanlight.kernels.launch import Launch
+from fanlight.kernels.loops import LoopKernel
+from fanlight.kernels.target import LOOP, Entry, NotYet, Storage
+from fanlight.shapes import Size
+
+#: ops with templates of their own; every other op is elementwise, movement or reduction
+TEMPLATES: dict[str, Entry] = {
+    "matmul": matmul.rule,
+    "gather": gather.rule,
+    "rms_norm": norm.rule,
+    "attention": attention.rule,
+    "argmax": argmax.rule,
+}
+
+
+def _rules() -> dict[str, Entry]:
+    rules = dict(TEMPLATES)
+    for op in OPS.values():
+        if op.family in ("elementwise", "movement", "reduction"):
+            rules.setdefault(op.name, LOOP)
+    return rules
+
+
+@dataclass(frozen=True, slots=True)
+class Wasm:
+    """See ``kernels/target.py``."""
+
+    name: str = "wasm"
+    rules: Mapping[str, Entry] = field(default_factory=_rules)
+    storage: Mapping[str, Storage | NotYet] = field(default_factory=lambda: STORAGE)
+
+    def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
+        return loops.launch(kernel, buffers)
+
+    def repack(
+        self, dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
+    ) -> list[Launch]:
+        raise AssertionError("all weights keep their files' bytes")
+
+
+TARGET = Wasm()
