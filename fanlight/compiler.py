@@ -211,14 +211,17 @@ class _Compilation:
             assert not isinstance(storage, NotYet) and isinstance(part.rows, int)
             unit = source.dtype.bytes
             start, length = part.first * row_units * unit, part.rows * row_units * unit
-            if storage.direct:
-                unit = 4 if length % 4 == 0 else unit
             place: FileSource | InlineSource
             if source.data is not None:
-                place = self._inline(source.data[start : start + length])
+                data = source.data[start : start + length]
+                if storage.direct:  # written in whole words
+                    data += b"\0" * (-length % 4)
+                    length = len(data)
+                place = self._inline(data)
             else:
                 place = FileSource(source.file, source.offset + start, length)
             if storage.direct:
+                unit = 4 if length % 4 == 0 else unit
                 out.append(Weight(name, place, unit, part.buffers[0]))
                 continue
             self._staging()

@@ -43,7 +43,7 @@ _FUNCTION |= {name: f"fl_{name}" for name in "exp log pow tanh sigmoid silu erf"
 _FUNCTION["rsqrt"] = "inverseSqrt"
 _FORM = {
     "not": "!{0}",
-    "neg": "-{0}",
+    "neg": "-({0})",  # "--4i" is a token of its own
     "recip": "1.0 / {0}",
     "sin": "fl_wave({0}, 0)",
     "cos": "fl_wave({0}, 1)",

@@ -1,0 +1,110 @@
+"""Random graphs, compiled and run by each executor of CPython: the interpreter's own numbers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fanlight import dtypes
+from fanlight.compiler import CompileOptions, compile_module
+from fanlight.dtypes import DType
+from fanlight.ir.graph import DeviceDim, Module, StateSpec, WeightSource
+from fanlight.ir.interpreter import Interpreter
+from fanlight.ir.text import print_graph
+from fanlight.runtime.backend import Backend, check_device, choose
+from fanlight.shapes import evaluate
+from tests.graphs import POS, RandomGraph, T, random_graph, random_values
+from tests.loop_reference import NUMPY
+
+Array = NDArray[Any]
+RUNS = ({"T": 3, "pos": 0}, {"T": 1, "pos": 3}, {"T": 6, "pos": 5})
+SEEDS = (*range(16), 66)  # 66: negation of a negative constant
+_POSITION = "position"
+
+
+def module_of(made: RandomGraph, weights: Mapping[str, Array]) -> Module:
+    """``made`` as a module whose weights are inline and whose device dim is a state's element."""
+    return Module(
+        graphs={"main": made.graph},
+        weights={
+            name: WeightSource(
+                dtype, tuple(int(str(s)) for s in shape), data=weights[name].tobytes()
+            )
+            for name, (dtype, shape) in made.weights.items()
+        },
+        states={
+            **{name: StateSpec(dtype, shape) for name, (dtype, shape) in made.states.items()},
+            _POSITION: StateSpec(dtypes.i32, (1,)),
+        },
+        dims=[T],
+        device_dims=[DeviceDim(POS, _POSITION, 0)],
+    )
+
+
+async def check(made: RandomGraph, backend: Backend, seed: int) -> None:
+    """Compiled and interpreted, ``made`` gives the same outputs and states, run after run."""
+    weights = random_values(made.weights, seed, {})
+    info = backend.info
+    options = CompileOptions(info.target, info.features, info.max_binding)
+    session = await backend.load(compile_module(module_of(made, weights), options), {})
+    zeros = {
+        name: np.zeros([evaluate(s, {}) for s in shape], NUMPY[dtype.name])
+        for name, (dtype, shape) in made.states.items()
+    }
+    reference = Interpreter(weights, zeros)
+    used = {node.name for node in made.graph.nodes() if node.op == "input"}
+    tables = {**{n: (x.dtype, x.shape) for n, x in made.graph.outputs.items()}, **made.states}
+    try:
+        for number, dims in enumerate(RUNS):
+            feeds = random_values(made.inputs, seed + number + 1, dims)
+            with np.errstate(all="ignore"):
+                wanted = reference.run(made.graph, feeds, dims) | reference.states
+            given = {name: _padded(feeds[name]) for name in used}
+            given[_POSITION] = np.array([dims["pos"]], "<i4").tobytes()
+            await session.run("main", given, {"T": dims["T"]})
+            for name, (dtype, shape) in tables.items():
+                sizes = [evaluate(s, dims) for s in shape]
+                length = -(-int(np.prod(sizes)) * dtype.bytes // 4) * 4
+                _same(
+                    await session.read(name, 0, length),
+                    wanted[name],
+                    dtype,
+                    sizes,
+                    f"run {number}, {name}",
+                )
+    finally:
+        await session.dispose()
+
+
+def _padded(value: Array) -> bytes:
+    data = value.tobytes()
+    return data + bytes(-len(data) % 4)
+
+
+def _same(data: bytes, wanted: Array, dtype: DType, shape: list[int], where: str) -> None:
+    count = int(np.prod(shape))
+    got = np.frombuffer(data, NUMPY[dtype.name])[:count].reshape(shape)
+    if dtype.kind == "float":
+        scale = 2e-3 if dtype.bytes == 2 else 2e-5
+        np.testing.assert_allclose(got, wanted, scale, scale, err_msg=where)
+    else:
+        np.testing.assert_array_equal(got, wanted, where)
+
+
+@pytest.fixture(scope="module", params=["wasm", "webgpu"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return asyncio.run(choose(check_device(request.param)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_graphs(backend: Backend, seed: int) -> None:
+    made = random_graph(seed)
+    try:
+        asyncio.run(check(made, backend, seed))
+    except Exception as error:
+        raise AssertionError(f"random_graph({seed})\n{print_graph(made.graph)}") from error
