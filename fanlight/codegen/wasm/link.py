@@ -19,7 +19,7 @@ from fanlight.codegen.wasm.encoder import Function, Label, MemoryImport, Module,
 from fanlight.errors import PlanError
 from fanlight.kernels.launch import WasmKernel
 from fanlight.plan import Branch, Call, Copy, Dispatch, Loop, Plan, Read, Step, WasmModule
-from fanlight.shapes import Dim, Operation, Size
+from fanlight.shapes import Dim, Operation, Size, dims_of
 
 _COUNT, _GENERATION, _GO, _PROGRAM, _THREADS, _SLEEPERS = 0, 64, 128, 192, 196, 256
 _DIMS_AT = 512
@@ -228,6 +228,12 @@ class _Walker:
             self.address(buffer)
         for arg in step.args:
             self.size(arg)
+        if any(
+            d.kind == "device" and self.l.device[d.name].buffer in step.buffers
+            for arg in step.args
+            for d in dims_of(arg)
+        ):
+            self.meet()  # the kernel may move the dim: all threads have read it now
         self.f.get(0)
         self.f.get(1)
         self.f.call(self.kernels[step.kernel])
@@ -251,7 +257,8 @@ class _Walker:
         self.meet()
 
     def read(self, step: Read) -> None:
-        """By thread 0 alone; the value is at most the dim's maximum, as an unsigned number."""
+        """By thread 0 alone, when no thread is still looking at the dim's last value."""
+        self.meet()
         f = self.f
         f.get(0)
         f.op("i32.eqz")
