@@ -1,0 +1,208 @@
+"""The executor's worker as Python in the page sees it: what the browser offers, files, sessions.
+
+``web/python_worker.js`` registers the JavaScript module ``fanlight_js``; its ``executor`` is a channel
+(``web/protocol.js``) to the executor's worker, whose requests are named there (``web/executor_worker.js``). Small bytes
+cross: a header, the plan once, feeds and results. Weights never come here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, Literal
+
+from fanlight import errors
+from fanlight import plan as plans
+from fanlight.errors import DeviceError, FanlightError, PlanError
+from fanlight.plan import Plan
+from fanlight.runtime.backend import Backend, BackendInfo
+from fanlight.runtime.session import File, Progress, ProgressCallback, Session, SessionInfo
+
+FEATURES = ("subgroups", "shader-f16")  # of WebGPU: those that kernels may use
+_CHUNK = 1 << 20
+_MEMORY = 4 << 30  # bytes of WebAssembly's memory
+
+
+async def choose(device: Literal["auto", "webgpu", "wasm"], *, relaxed_simd: bool = False) -> Backend:
+    """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly. Raises DeviceError."""
+    executor = Executor()
+    found = await executor.ask("probe")
+    gpu = found.webgpu
+    if device == "webgpu" and not gpu:
+        raise DeviceError(
+            "this browser offers no WebGPU",
+            hint="Choose the device wasm, or turn on graphics acceleration in the browser's settings and reload.",
+        )
+    if gpu and (device == "webgpu" or (device == "auto" and not gpu.fallback)):
+        features = frozenset(gpu.features.to_py()) & frozenset(FEATURES)
+        binding = int(gpu.limits.maxStorageBufferBindingSize)
+        return _Backend(executor, BackendInfo("webgpu", features, binding, str(gpu.name)))
+    offered = {"threads": found.threads, "relaxed-simd": found.relaxed_simd and relaxed_simd}
+    names = frozenset(name for name, there in offered.items() if there)
+    return _Backend(executor, BackendInfo("wasm", names, _MEMORY, "WebAssembly"))
+
+
+async def open_model(model: str, progress: ProgressCallback | None = None) -> RemoteFile:
+    """The file behind a URL, or behind a key that ``fanlight_js.opened`` knows. Raises StoreError."""
+    executor = Executor()
+    known = _bridge().opened.get(model)
+    found = known or await executor.ask("open", {"source": model}, progress=progress)
+    return RemoteFile(executor, int(found.file), str(found.name), int(found.size))
+
+
+class RemoteFile:
+    """A file that the executor holds. ``handle`` is its number there."""
+
+    def __init__(self, executor: Executor, handle: int, name: str, size: int) -> None:
+        self.handle, self.name, self.size = handle, name, size
+        self._executor = executor
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset``; fewer only at the end of the file."""
+        span = {"offset": offset, "length": max(0, min(length, self.size - offset))}
+        found = await self._executor.ask("read", {"file": self.handle, **span})
+        return bytes(found.to_bytes())
+
+    async def stream(self, offset: int, length: int) -> AsyncIterator[bytes]:
+        """Through Python, so for small parts only: sessions stream their weights without it."""
+        end = offset + length
+        for start in range(offset, end, _CHUNK):
+            yield await self.read(start, min(_CHUNK, end - start))
+
+
+class Executor:
+    """Requests to the executor's worker. Raises DeviceError where nobody registered one."""
+
+    def __init__(self) -> None:
+        self._js: Any = importlib.import_module("js")
+        self._ffi: Any = importlib.import_module("pyodide.ffi")
+        self._channel: Any = _bridge().executor
+
+    async def ask(
+        self,
+        request: str,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        plan: bytes | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Any:
+        """The reply, a JavaScript value. ``plan`` is moved. Cancelling aborts the request and waits for its end."""
+        control, options = self._js.AbortController.new(), self._js.Object.new()
+        options.signal = control.signal
+        message = self._to_js(fields or {})
+        if plan is not None:
+            message.plan = self._ffi.to_js(plan).buffer
+            options.transfer = self._ffi.to_js([message.plan])
+        callback = None
+        if progress is not None:
+            callback = self._ffi.create_proxy(lambda event: progress(_progress(event)))
+            options.onProgress = callback
+        reply = self._channel.request(request, message, options)
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            control.abort()
+            await asyncio.gather(asyncio.ensure_future(reply), return_exceptions=True)
+            raise
+        except self._ffi.JsException as error:
+            raise _error(error) from None
+        finally:
+            if callback is not None:
+                callback.destroy()
+
+    async def stream(self, request: str, fields: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
+        """The chunks of a request. Closing the iterator aborts it and waits for its end."""
+        chunks = self._channel.stream(request, self._to_js(fields))
+        try:
+            async for chunk in chunks:
+                yield bytes(chunk.to_bytes())
+        except self._ffi.JsException as error:
+            raise _error(error) from None
+        finally:
+            await chunks.aclose()
+
+    def _to_js(self, fields: Mapping[str, Any]) -> Any:
+        return self._ffi.to_js(fields, dict_converter=self._js.Object.fromEntries)
+
+
+class _Backend:
+    def __init__(self, executor: Executor, info: BackendInfo) -> None:
+        self._executor, self.info = executor, info
+
+    async def load(
+        self, plan: Plan, files: Mapping[str, File], progress: ProgressCallback | None = None
+    ) -> Session:
+        handles = {}
+        for name, file in files.items():
+            if not isinstance(file, RemoteFile):
+                raise PlanError("the executor can't read this file", where=name, got=type(file).__name__)
+            handles[name] = file.handle
+        reply = await self._executor.ask(
+            "load", {"files": handles}, plan=plans.encode(plan), progress=progress
+        )
+        return _Session(self._executor, int(reply.session), _info(reply.info))
+
+
+class _Session:
+    """See ``runtime/session.py``."""
+
+    def __init__(self, executor: Executor, handle: int, info: SessionInfo) -> None:
+        self._executor, self._handle, self.info = executor, handle, info
+
+    async def run(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
+        fields = {"program": program, "feeds": dict(feeds or {}), "dims": dict(dims or {})}
+        await self._executor.ask("run", {"session": self._handle, **fields})
+
+    async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
+        fields: dict[str, Any] = {"session": self._handle, "buffer": buffer, "offset": offset}
+        if length is not None:
+            fields["length"] = length
+        return bytes((await self._executor.ask("readBuffer", fields)).to_bytes())
+
+    def repeat(
+        self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        fields = {"program": program, "times": times, "read": read, "dims": dict(dims or {})}
+        return self._executor.stream("repeat", {"session": self._handle, **fields})
+
+    async def dispose(self) -> None:
+        await self._executor.ask("dispose", {"session": self._handle})
+
+
+def _bridge() -> Any:
+    """The JavaScript module that Python's worker registers."""
+    try:
+        return importlib.import_module("fanlight_js")
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            "this Python has no executor to run models on",
+            hint="Fanlight's page starts one beside its own Python: use fanlight.js, or Fanlight's page. "
+            "A Python that something else started can compile models, but not run them yet.",
+        ) from error
+
+
+def _progress(event: Any) -> Progress:
+    return Progress(str(event.stage), int(event.done), int(event.total))
+
+
+def _info(info: Any) -> SessionInfo:
+    fields = info.to_py()
+    return SessionInfo(**{name: fields[name] for name in SessionInfo.__slots__})
+
+
+def _error(error: Any) -> FanlightError:
+    """The error of ``web/errors.js`` as ours, by its code."""
+    kind = getattr(errors, str(getattr(error, "code", "")), FanlightError)
+    if not (isinstance(kind, type) and issubclass(kind, FanlightError)):
+        kind = FanlightError
+    message = str(error.message)
+    what = str(getattr(error, "what", message))
+    made = kind(what, where=str(getattr(error, "where", "")), hint=str(getattr(error, "hint", "")))
+    made.args = (message,)
+    return made

@@ -1,0 +1,281 @@
+// Fanlight for a web page: a model's pipeline in two hidden workers, one with Python (it compiles, tokenises and
+// decides), one without (it downloads, holds weights and runs). Both start with the first pipeline and are shared
+// by all. This file knows no models and computes nothing.
+//
+//   import { pipeline } from './fanlight.js';
+//   const generator = await pipeline('text-generation', 'https://…/model.gguf', { progress: console.log });
+//   for await (const piece of generator('What is the capital of France?')) show(piece);
+//   const { text } = await generator([{ role: 'user', content: 'And of Italy?' }], { max_new_tokens: 20 });
+//   await generator.dispose();
+
+import { AbortedError, FanlightError, InputError, throwIfAborted } from './errors.js';
+import { Channel } from './protocol.js';
+
+export * from './errors.js';
+
+/** The same as Python's `fanlight.__version__`. */
+export const version = '0.1.0';
+
+/**
+ * @typedef {object} Progress
+ * @property {string} stage `python` (its start), `download` and `load` (bytes), `compile`, `prefill` (tokens),
+ *   `warning` (with a `message`)
+ * @property {number} done
+ * @property {number} total
+ * @property {string} [message]
+ */
+/** @typedef {{role: string, content: string}} Message and what else the model's chat template reads */
+/**
+ * @typedef {object} PipelineOptions what is not named here goes to the task: for text-generation `context`
+ *   (most tokens of prompt and answer), `chunk` and `kv_dtype` (`f32` or `f16`)
+ * @property {'auto' | 'webgpu' | 'wasm'} [device] `auto`: WebGPU on a real GPU, else WebAssembly
+ * @property {boolean} [relaxed_simd] on WebAssembly: faster, not bit for bit the same everywhere
+ * @property {(progress: Progress) => void} [progress]
+ * @property {AbortSignal} [signal]
+ * @property {number} [context]
+ * @property {number} [chunk]
+ * @property {string} [kv_dtype]
+ */
+/**
+ * @typedef {object} GenerateOptions
+ * @property {number} [max_new_tokens] 256 if absent
+ * @property {(progress: Progress) => void} [progress]
+ * @property {AbortSignal} [signal] its abort makes the result reject with AbortedError; `abort()` doesn't
+ */
+/**
+ * @typedef {object} Result
+ * @property {string} text
+ * @property {number[]} tokens
+ * @property {number} prompt_tokens how many
+ * @property {'stop' | 'length' | 'abort'} finish_reason
+ * @property {Record<string, number>} timings prefill_ms, prefill_tok_s, first_token_ms, decode_tok_s
+ */
+/**
+ * @typedef {object} Info what was measured while loading: times in ms, sizes in bytes
+ * @property {string} task
+ * @property {string} model
+ * @property {string} backend `webgpu` or `wasm`
+ * @property {string} adapter
+ * @property {number} threads
+ * @property {number} resident_bytes
+ * @property {number} upload_ms
+ * @property {number} pipelines_ms
+ * @property {number} context most tokens of prompt and answer
+ * @property {Record<string, number>} timings python_ms, open_ms, header_ms, compile_ms, tokenizer_ms, load_ms
+ * @property {boolean} can_run_sync whether Python can block here
+ * @property {boolean} isolated whether the page is cross-origin isolated, which threads need
+ */
+/** @typedef {{network_bytes: number, cache_bytes: number, requests: number, open_ms: number, download_ms: number}} Stats */
+/**
+ * @typedef {object} Members
+ * @property {Info} info
+ * @property {() => Promise<Stats>} stats of the model's file: waits for the end of its download
+ * @property {() => Promise<void>} dispose gives all memory back; answers in progress end
+ */
+/** @typedef {((prompt: string | Message[], options?: GenerateOptions) => Generation) & Members} Generator */
+/** @typedef {{file: number, size: number, name: string, identity: string}} OpenedFile */
+
+/**
+ * A loaded pipeline: call it with a prompt. Throws the errors of errors.js; each says what to do.
+ * @param {string} task so far `text-generation`
+ * @param {string | URL | Blob} model a GGUF file: its URL, relative to the page, or a File that the user picked
+ * @param {PipelineOptions} [options]
+ * @returns {Promise<Generator>}
+ */
+export async function pipeline(task, model, { device = 'auto', progress = () => {}, signal, ...rest } = {}) {
+  throwIfAborted(signal);
+  const source = model instanceof Blob ? model : address(model);
+  const { executor, python } = workers();
+  // What goes wrong in one of the two workers stops the other.
+  const control = new AbortController();
+  const stop = () => control.abort();
+  signal?.addEventListener('abort', stop, { once: true });
+  const inner = { signal: control.signal, onProgress: progress };
+  const opening = executor.request('open', { source }, inner);
+  const making = opening.then(async (/** @type {OpenedFile} */ file) => {
+    const downloading = executor.request('wait', { file: file.file }, inner);
+    const creating = python.request('create', { task, file, device, options: rest }, inner);
+    downloading.catch(() => {});
+    try {
+      const made = await Promise.race([creating, downloading.then(() => creating)]); // the first failure wins
+      return { file, made, downloading };
+    } catch (error) {
+      control.abort();
+      const made = await creating.catch(() => null);
+      if (made) await python.request('dispose', { pipeline: made.pipeline });
+      await executor.request('dispose', { file: file.file });
+      throw error;
+    }
+  });
+  making.catch(() => {});
+  try {
+    const begun = starting(python, progress);
+    const { file, made, downloading } = await unlessAborted(Promise.all([making, begun]).then(([done]) => done), signal);
+    const status = await begun;
+    const { pipeline: handle, info } = made;
+    const close = async () => {
+      await python.request('dispose', { pipeline: handle });
+      control.abort();
+      await executor.request('dispose', { file: file.file });
+    };
+    /** @type {Members} */
+    const members = {
+      info: {
+        task, model: file.name, ...info, isolated: globalThis.crossOriginIsolated, can_run_sync: status.can_run_sync,
+        timings: { python_ms: status.python_ms, ...info.timings },
+      },
+      stats: () => downloading,
+      dispose: close,
+    };
+    const generate = (/** @type {string | Message[]} */ prompt, /** @type {GenerateOptions} */ options = {}) =>
+      new Generation(python, handle, prompt, options);
+    return Object.assign(generate, members);
+  } catch (error) {
+    control.abort();
+    throw error;
+  } finally {
+    signal?.removeEventListener('abort', stop);
+  }
+}
+
+/** An answer in the making: iterate over its pieces of text, or await it for the whole. Leaving a loop early
+ * aborts it. */
+export class Generation {
+  /** The text so far. */
+  text = '';
+  #pieces = /** @type {string[]} */ ([]);
+  #ended = false;
+  #control = new AbortController();
+  #wake = () => {};
+  #news = /** @type {Promise<void>} */ (Promise.resolve());
+
+  /** @param {Channel} python @param {number} pipeline @param {string | Message[]} prompt @param {GenerateOptions} options */
+  constructor(python, pipeline, prompt, { signal, progress, ...options }) {
+    this.#renew();
+    const fields = { pipeline, prompt, options };
+    /** The whole answer. @type {Promise<Result>} */
+    this.result = this.#run(python, fields, progress, signal);
+    this.result.catch(() => {}); // whoever iterates hears of it, too
+  }
+
+  /** @param {Channel} python @param {object} fields @param {((progress: Progress) => void) | undefined} onProgress
+   * @param {AbortSignal} [signal] */
+  async #run(python, fields, onProgress, signal) {
+    const onChunk = (/** @type {string} */ piece) => {
+      this.text += piece;
+      this.#pieces.push(piece);
+      this.#renew();
+    };
+    const stop = () => this.abort();
+    signal?.addEventListener('abort', stop, { once: true });
+    try {
+      throwIfAborted(signal);
+      const result = await python.request('generate', fields, { signal: this.#control.signal, onProgress, onChunk });
+      throwIfAborted(signal);
+      return result;
+    } finally {
+      signal?.removeEventListener('abort', stop);
+      this.#ended = true;
+      this.#renew();
+    }
+  }
+
+  /** Ends the answer soon; the result then holds what there is, with the finish reason `abort`. */
+  abort() {
+    this.#control.abort();
+  }
+
+  /** @returns {AsyncGenerator<string, void, void>} */
+  async *[Symbol.asyncIterator]() {
+    let next = 0;
+    try {
+      while (true) {
+        while (next < this.#pieces.length) yield this.#pieces[next++];
+        if (this.#ended) break;
+        await this.#news;
+      }
+      await this.result;
+    } finally {
+      this.abort();
+    }
+  }
+
+  /**
+   * @template T, U
+   * @param {((result: Result) => T | PromiseLike<T>) | null} [done]
+   * @param {((error: any) => U | PromiseLike<U>) | null} [failed]
+   */
+  then(done, failed) {
+    return this.result.then(done, failed);
+  }
+
+  #renew() {
+    this.#wake();
+    this.#news = new Promise((resolve) => {
+      this.#wake = resolve;
+    });
+  }
+}
+
+// --- the workers
+
+/** @typedef {{executor: Channel, python: Channel}} Workers */
+/** @type {Workers | null} */
+let shared = null;
+
+/** The page's workers. Where one fails, both go, and the next pipeline starts new ones. */
+function workers() {
+  if (shared) return shared;
+  const all = [
+    new Worker(new URL('./executor_worker.js', import.meta.url), { type: 'module', name: 'fanlight executor' }),
+    new Worker(new URL('./python_worker.js', import.meta.url), { type: 'module', name: 'fanlight python' }),
+  ];
+  const [executor, python] = all.map((worker) => new Channel(worker));
+  const made = (shared = { executor, python });
+  for (const worker of all) {
+    worker.addEventListener('error', ({ message }) => {
+      if (shared === made) shared = null;
+      const error = new FanlightError('a worker failed', {
+        got: message || 'it could not be loaded', hint: 'Reload the page; its files must come from one origin.',
+      });
+      for (const [i, channel] of [executor, python].entries()) {
+        channel.fail(error);
+        all[i].terminate();
+      }
+    });
+  }
+  const { port1, port2 } = new MessageChannel();
+  for (const [channel, port] of /** @type {[Channel, MessagePort][]} */ ([[executor, port1], [python, port2]])) {
+    channel.request('connect', { port }, { transfer: [port] }).catch(() => {}); // later requests fail, too
+  }
+  return made;
+}
+
+/** Python's status, when it has started. @param {Channel} python @param {(progress: Progress) => void} progress
+ * @returns {Promise<{python_ms: number, can_run_sync: boolean, version: string}>} */
+async function starting(python, progress) {
+  progress({ stage: 'python', done: 0, total: 1 });
+  const status = await python.request('status');
+  progress({ stage: 'python', done: 1, total: 1 });
+  return status;
+}
+
+/** @param {string | URL} model */
+function address(model) {
+  try {
+    return new URL(model, globalThis.document?.baseURI ?? location.href).href;
+  } catch (cause) {
+    throw new InputError('not the address of a model', { got: model, cause, hint: 'Give a URL or a File.' });
+  }
+}
+
+/** `promise`, or AbortedError as soon as `signal` is aborted: cleaning up goes on behind.
+ * @template T @param {Promise<T>} promise @param {AbortSignal} [signal] @returns {Promise<T>} */
+function unlessAborted(promise, signal) {
+  if (!signal) return promise;
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(new AbortedError('aborted', { cause: signal.reason }));
+    signal.addEventListener('abort', abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
+  });
+}

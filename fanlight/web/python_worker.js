@@ -1,0 +1,110 @@
+// Python's worker: boots Pyodide with Fanlight in it and hands requests to fanlight/worker.py, where tasks,
+// compiler, tokenisers and stop rules live. In: requests (protocol.js) from the page: `connect` first, with a
+// port to the executor's worker, then `status`, `create`, `generate`, `dispose`. Everything is loaded from
+// beside this file. Knows no models.
+
+import { FanlightError, fromMessage } from './errors.js';
+import { Channel } from './protocol.js';
+import * as text from './text.js';
+import { loadPyodide } from './vendor/pyodide/pyodide.mjs';
+
+/** @typedef {import('./protocol.js').Context} Context */
+/** @typedef {{file: number, size: number, name: string}} OpenedFile as the executor's `open` replies */
+/**
+ * @typedef {object} PythonWorker fanlight.worker.Worker
+ * @property {(number: number, request: string, fields: string, emit: (kind: string, json: string) => void) =>
+ *   PromiseLike<string>} serve
+ * @property {(number: number) => void} abort
+ */
+
+const PACKAGE = '/fanlight.zip';
+
+/** What Python imports as `fanlight_js`. `opened`: files that the page has opened already, by model name. */
+const bridge = {
+  ...text,
+  executor: /** @type {Channel | null} */ (null),
+  /** @type {Map<string, OpenedFile>} */
+  opened: new Map(),
+};
+let nextNumber = 1;
+
+async function boot() {
+  const place = (/** @type {string} */ path) => new URL(path, import.meta.url).href;
+  const [python, zip] = await Promise.all([
+    loadPyodide({ indexURL: place('./vendor/pyodide/'), checkAPIVersion: true }),
+    fetchBytes(place('./vendor/fanlight.zip')),
+  ]);
+  python.FS.writeFile(PACKAGE, zip);
+  python.registerJsModule('fanlight_js', bridge);
+  const worker = python.runPython(`
+import sys
+sys.path.insert(0, "${PACKAGE}")
+from fanlight.worker import Worker
+Worker()
+`);
+  const sync = python.runPython('from pyodide.ffi import can_run_sync; can_run_sync()');
+  const version = python.runPython('import fanlight; fanlight.__version__');
+  const status = { python_ms: performance.now(), can_run_sync: sync, version };
+  return { worker: /** @type {PythonWorker} */ (worker), status };
+}
+
+/** @param {string} url */
+async function fetchBytes(url) {
+  const response = await fetch(url);
+  if (!response.ok) throw new FanlightError(`the server answered ${response.status}`, { where: url });
+  return new Uint8Array(await response.arrayBuffer());
+}
+
+const started = boot().catch((cause) => {
+  throw new FanlightError('Python did not start', {
+    got: cause?.message ?? cause, cause, hint: 'Reload the page; all files of fanlight/web must be served beside each other.',
+  });
+});
+started.catch(() => {}); // every request reports it
+
+/** @param {string} request @param {object} fields @param {Context} context */
+async function serve(request, fields, { signal, progress, chunk }) {
+  const { worker } = await started;
+  const number = nextNumber++;
+  const abort = () => worker.abort(number);
+  const emit = (/** @type {string} */ kind, /** @type {string} */ json) => {
+    (kind === 'chunk' ? chunk : progress)(JSON.parse(json));
+  };
+  signal.addEventListener('abort', abort);
+  try {
+    const reply = worker.serve(number, request, JSON.stringify(fields), emit);
+    if (signal.aborted) abort();
+    const { value, error } = JSON.parse(await reply);
+    if (error) throw fromMessage(error);
+    return value;
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
+}
+
+new Channel(/** @type {any} */ (self), {
+  /** {port} → null. */
+  connect({ port }) {
+    bridge.executor = new Channel(port);
+    return null;
+  },
+
+  /** → {python_ms, can_run_sync, version}, once Python is ready. */
+  async status() {
+    return (await started).status;
+  },
+
+  /** {task, file, device, options} → see fanlight/worker.py; `file` is what the executor's `open` replied. */
+  async create({ task, file, device, options }, context) {
+    const model = `opened:${file.file}`;
+    bridge.opened.set(model, file);
+    try {
+      return await serve('create', { task, model, device, options }, context);
+    } finally {
+      bridge.opened.delete(model);
+    }
+  },
+
+  generate: (fields, context) => serve('generate', fields, context),
+  dispose: (fields, context) => serve('dispose', fields, context),
+});
