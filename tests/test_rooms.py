@@ -32,11 +32,11 @@ TYPING_ONLY = {("kernels/launch", "codegen")}
 # themselves imported lazily.
 EXTRAS = {
     "numpy": {"ir/interpreter", "formats/dequant", "runtime/gpu", "runtime/wasm"},
-    "wgpu": {"runtime/gpu"},
+    "wgpu": {"runtime/gpu", "runtime/gpu_device"},
     "wasmtime": {"runtime/wasm"},
     "tokenizers": {"text/encoders", "text/tokenizer"},
     "jinja2": {"text/chat_template", "text/template_sandbox"},
-    "playwright": {"runtime/chromium"},
+    "playwright": {"runtime/chromium", "bench/*", "cli/*"},
     "huggingface_hub": {"hub/*"},
     "starlette": {"server/*"},
     "uvicorn": {"server/*"},

@@ -27,6 +27,7 @@ EXCLUDED = (
     "runtime/chromium.py",
     "runtime/chunks.py",  # feeds the two below
     "runtime/gpu.py",  # wgpu
+    "runtime/gpu_device.py",
     "runtime/wasm.py",  # wasmtime
     "text/template_sandbox.py",  # jinja2; the page has @huggingface/jinja
 )
