@@ -183,14 +183,15 @@ def test_memory() -> None:
 
 
 def test_bad_expressions_are_refused() -> None:
-    for bad in (
+    bad: list[Callable[[], Value]] = [
         lambda: op("i32.add", i32(1), f32(2)),
         lambda: op("i32.add", i32(1)),
         lambda: op("i32x4.extract_lane", i32x4(1)),
         lambda: op("i32.store", i32(1), i32(2)),
-    ):
+    ]
+    for make in bad:
         with pytest.raises(AssertionError):
-            bad()
+            make()
     with pytest.raises(KeyError):
         op("i32.plus", i32(1), i32(1))
 
