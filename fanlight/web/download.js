@@ -1,5 +1,5 @@
-// The download of one file into its shelf: the missing chunks, in order, resumed where the last visit was
-// cut, tried again where the network stumbles. The caller holds the lock of the file.
+// The download of one file into its shelf: the missing chunks, in order, resumed where the last
+// visit was cut, tried again where the network stumbles. The caller holds the lock of the file.
 
 import { StoreError, throwIfAborted } from './errors.js';
 import { RETRIES, TransientError, changed, get, pause } from './network.js';
@@ -25,7 +25,10 @@ export class Download {
   /** @type {Index | null} */
   index = null;
   #announced = false;
-  /** Whether requests ask for WINDOW chunks only. Chromium buffers some 60 MB of a body that is read too slowly. */
+  /**
+   * Whether requests ask for WINDOW chunks only. Chromium buffers some 60 MB of a body that is read
+   * too slowly.
+   */
   #windowed = false;
   #ranges = true;
 
@@ -47,7 +50,7 @@ export class Download {
     this.index = await this.shelf.index();
     if (identityEtag && this.index && this.index.etag !== identityEtag) throw changed(this.url);
     this.#announced = identityEtag !== '';
-    for (let tries = 0; ; ) {
+    for (let tries = 0; ;) {
       const before = this.landed;
       try {
         if (await this.#fetchMissing()) return;
@@ -76,10 +79,13 @@ export class Download {
       return true;
     }
     n ??= 0;
-    const after = this.index?.chunks.findIndex((hash, i) => i > /** @type {number} */ (n) && hash !== null) ?? -1;
+    const after =
+      this.index?.chunks.findIndex((hash, i) => i > /** @type {number} */ (n) && hash !== null) ??
+      -1;
     this.events.asked();
     let end = after < 0 ? undefined : after * CHUNK;
-    if (this.#windowed) end = Math.min(end ?? Infinity, this.index?.size ?? Infinity, (n + WINDOW) * CHUNK);
+    if (this.#windowed)
+      end = Math.min(end ?? Infinity, this.index?.size ?? Infinity, (n + WINDOW) * CHUNK);
     const answer = await get(this.url, n * CHUNK, end, this.index?.etag ?? '', this.signal);
     this.#ranges = answer.start === n * CHUNK;
     if (!this.#ranges) this.#windowed = false;
@@ -103,8 +109,14 @@ export class Download {
     return false;
   }
 
-  /** The body's bytes into chunks from `n` on; the last is on its way to the disk while the next one fills.
-   * @param {Index} index @param {Answer} answer @param {number} n @param {number} end of what was asked for */
+  /**
+   * The body's bytes into chunks from `n` on; the last is on its way to the disk while the next one
+   * fills.
+   * @param {Index} index
+   * @param {Answer} answer
+   * @param {number} n
+   * @param {number} end of what was asked for
+   */
   async #fill(index, answer, n, end) {
     const begin = n * CHUNK;
     let position = answer.start;
@@ -116,7 +128,8 @@ export class Download {
     let landing = Promise.resolve();
     try {
       while (chunk.length && index.chunks[n] == null) {
-        const [from, to] = position < begin ? [0, Math.min(chunk.length, begin - position)] : [filled, chunk.length];
+        const [from, to] =
+          position < begin ? [0, Math.min(chunk.length, begin - position)] : [filled, chunk.length];
         const got = await answer.body.read(chunk, from, to);
         chunk = got.bytes;
         ended = got.count === 0;
@@ -148,7 +161,11 @@ export class Download {
       if (filled) await this.#land(index, n, chunk.slice(0, filled));
       index.size = n * CHUNK + filled;
     } else if (index.size !== null && ended && position < Math.min(end, index.size)) {
-      throw new TransientError('the connection ended early', { where: this.url, got: position, wanted: index.size });
+      throw new TransientError('the connection ended early', {
+        where: this.url,
+        got: position,
+        wanted: index.size,
+      });
     }
   }
 
@@ -170,7 +187,8 @@ export class Download {
   async #checkQuota(index) {
     const { quota = Infinity, usage = 0 } = (await navigator.storage?.estimate?.()) ?? {};
     const rest = (index.size ?? 0) - this.landed * CHUNK;
-    if (rest > quota - usage) throw new DOMException('not enough space for the file', 'QuotaExceededError');
+    if (rest > quota - usage)
+      throw new DOMException('not enough space for the file', 'QuotaExceededError');
   }
 }
 

@@ -1,8 +1,13 @@
-// The errors of the JavaScript side: the names of fanlight/errors.py, and the form in which they cross
-// a worker's boundary. A message says what happened, where, what was found, and what to do next.
+// The errors of the JavaScript side: the names of fanlight/errors.py, and the form in which they
+// cross a worker's boundary. A message says what happened, where, what was found, and what to do
+// next.
 
-/** @typedef {{where?: string, got?: unknown, wanted?: unknown, hint?: string, cause?: unknown}} Details */
-/** @typedef {{code: string, message: string, what: string, where: string, hint: string}} ErrorMessage */
+/**
+ * @typedef {{where?: string, got?: unknown, wanted?: unknown, hint?: string, cause?: unknown}} Details
+ */
+/**
+ * @typedef {{code: string, message: string, what: string, where: string, hint: string}} ErrorMessage
+ */
 
 /** Base of all errors below. `code` is the class's name: it crosses boundaries as a string. */
 export class FanlightError extends Error {
@@ -85,13 +90,28 @@ export class SyncUnavailableError extends FanlightError {
 }
 
 const CLASSES = [
-  FanlightError, FormatError, TruncatedError, UnsupportedError, GraphError, PlanError, DeviceError,
-  StoreError, AbortedError, TemplateError, InputError, MissingDependencyError, SyncUnavailableError,
+  FanlightError,
+  FormatError,
+  TruncatedError,
+  UnsupportedError,
+  GraphError,
+  PlanError,
+  DeviceError,
+  StoreError,
+  AbortedError,
+  TemplateError,
+  InputError,
+  MissingDependencyError,
+  SyncUnavailableError,
 ];
 /** @type {Map<string, typeof FanlightError>} */
 export const BY_CODE = new Map(CLASSES.map((type) => [type.code, type]));
 
-/** The plain object that stands for `error` in a message. @param {unknown} error @returns {ErrorMessage} */
+/**
+ * The plain object that stands for `error` in a message.
+ * @param {unknown} error
+ * @returns {ErrorMessage}
+ */
 export function toMessage(error) {
   if (error instanceof FanlightError) {
     const { code, message, what, where, hint } = error;

@@ -1,6 +1,6 @@
-// The executor's worker: it holds files and sessions and answers requests (protocol.js) from its parent and
-// from every port that was connected. It has no Python and knows no models. The requests are the keys of
-// HANDLERS; handles are numbers, valid on every port.
+// The executor's worker: it holds files and sessions and answers requests (protocol.js) from its
+// parent and from every port that was connected. It has no Python and knows no models. The requests
+// are the keys of HANDLERS; handles are numbers, valid on every port.
 
 import { InputError, throwIfAborted } from './errors.js';
 import * as gpu from './gpu.js';
@@ -17,8 +17,52 @@ import * as wasm from './wasm.js';
 
 /** (func (result v128) (i32x4.relaxed_trunc_f32x4_s (v128.const 0))) */
 const RELAXED_SIMD = Uint8Array.of(
-  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0,
-  10, 25, 1, 23, 0, 253, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 253, 129, 2, 11,
+  0,
+  97,
+  115,
+  109,
+  1,
+  0,
+  0,
+  0,
+  1,
+  5,
+  1,
+  96,
+  0,
+  1,
+  123,
+  3,
+  2,
+  1,
+  0,
+  10,
+  25,
+  1,
+  23,
+  0,
+  253,
+  12,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  0,
+  253,
+  129,
+  2,
+  11,
 );
 
 /** @type {Map<number, StoredFile>} */
@@ -27,10 +71,17 @@ const files = new Map();
 const sessions = new Map();
 let nextHandle = 1;
 
-/** @template T @param {Map<number, T>} map @param {number} handle @param {string} what @returns {T} */
+/**
+ * @template T
+ * @param {Map<number, T>} map
+ * @param {number} handle
+ * @param {string} what
+ * @returns {T}
+ */
 function held(map, handle, what) {
   const value = map.get(handle);
-  if (value === undefined) throw new InputError(`no such ${what}`, { got: handle, hint: 'It was disposed.' });
+  if (value === undefined)
+    throw new InputError(`no such ${what}`, { got: handle, hint: 'It was disposed.' });
   return value;
 }
 
@@ -61,7 +112,10 @@ async function probe() {
 
 /** @type {Record<string, Handler>} */
 const HANDLERS = {
-  /** {source: URL or Blob} → {file, size, name, identity}; progress: the download's, until the reply. */
+  /**
+   * {source: URL or Blob} → {file, size, name, identity}; progress: the download's, until the
+   * reply.
+   */
   async open({ source }, { signal, progress }) {
     const file = await store.open(source, { signal, progress });
     const handle = nextHandle++;
@@ -69,7 +123,10 @@ const HANDLERS = {
     return { file: handle, size: file.size, name: file.name, identity: file.identity };
   },
 
-  /** {file} → stats, when all is downloaded; progress: the download's. Its abort ends only the waiting. */
+  /**
+   * {file} → stats, when all is downloaded; progress: the download's. Its abort ends only the
+   * waiting.
+   */
   async wait({ file }, { signal, progress }) {
     const stored = held(files, file, 'file');
     const silence = stored.listen(progress);
@@ -91,9 +148,14 @@ const HANDLERS = {
 
   probe,
 
-  /** {plan: ArrayBuffer, files: {name: file}, options: {threads?}} → {session, info}; progress: compile, load. */
+  /**
+   * {plan: ArrayBuffer, files: {name: file}, options: {threads?}} → {session, info}; progress:
+   * compile, load.
+   */
   async load({ plan, files: names, options = {} }, { signal, progress }) {
-    const given = new Map(Object.entries(names).map(([name, handle]) => [name, held(files, handle, 'file')]));
+    const given = new Map(
+      Object.entries(names).map(([name, handle]) => [name, held(files, handle, 'file')]),
+    );
     const executor = readPlan(plan).target === 'webgpu' ? gpu : wasm;
     /** @type {Session} */
     const session = await executor.load(plan, given, { ...options, signal, progress });
@@ -135,7 +197,9 @@ const HANDLERS = {
   stats() {
     return {
       files: Object.fromEntries([...files].map(([handle, file]) => [handle, file.stats])),
-      sessions: Object.fromEntries([...sessions].map(([handle, session]) => [handle, session.info])),
+      sessions: Object.fromEntries(
+        [...sessions].map(([handle, session]) => [handle, session.info]),
+      ),
     };
   },
 

@@ -1,6 +1,7 @@
-// Executor of webgpu plans. In: a plan and its files. Out: a session with run, read, repeat and dispose.
-// All that can be made at load is made at load: buffers, pipelines, bind groups. Weights stream in while
-// pipelines compile. Knows nothing of models. The steps themselves are replayed by gpu_replay.js.
+// Executor of webgpu plans. In: a plan and its files. Out: a session with run, read, repeat and
+// dispose. All that can be made at load is made at load: buffers, pipelines, bind groups. Weights
+// stream in while pipelines compile. Knows nothing of models. The steps themselves are replayed by
+// gpu_replay.js.
 
 import { DeviceError, FanlightError, PlanError, throwIfAborted } from './errors.js';
 import { GpuDevice } from './gpu_device.js';
@@ -22,7 +23,8 @@ const CHUNK = 4 << 20;
 const IN_FLIGHT = 2;
 
 /**
- * Loads a plan: weights resident, pipelines made. Throws PlanError, DeviceError, StoreError, AbortedError;
+ * Loads a plan: weights resident, pipelines made. Throws PlanError, DeviceError, StoreError,
+ * AbortedError;
  * then nothing is left behind.
  * @param {ArrayBuffer | Uint8Array} planBytes @param {Map<string, File>} files
  * @param {import('./session.js').LoadOptions} [options] @returns {Promise<GpuSession>}
@@ -31,7 +33,9 @@ export async function load(planBytes, files, { progress, signal } = {}) {
   const plan = readPlan(planBytes);
   if (plan.target !== 'webgpu') throw new PlanError('not a plan for webgpu', { got: plan.target });
   throwIfAborted(signal);
-  const device = await GpuDevice.request(new Set([...plan.features, ...plan.kernels.flatMap((k) => k.features)]));
+  const device = await GpuDevice.request(
+    new Set([...plan.features, ...plan.kernels.flatMap((k) => k.features)]),
+  );
   const session = new GpuSession(plan, device);
   try {
     await session.load(files, progress ?? (() => {}), signal);
@@ -57,13 +61,23 @@ export class GpuSession {
     this.replay = new Replay(plan, device);
     /** @type {import('./session.js').SessionInfo} */
     this.info = {
-      backend: 'webgpu', adapter: device.name, resident_bytes: 0, upload_ms: 0, pipelines_ms: 0, threads: 1, extra: {},
+      backend: 'webgpu',
+      adapter: device.name,
+      resident_bytes: 0,
+      upload_ms: 0,
+      pipelines_ms: 0,
+      threads: 1,
+      extra: {},
     };
   }
 
   // --- load
 
-  /** @param {Map<string, File>} files @param {(progress: Progress) => void} progress @param {AbortSignal} [signal] */
+  /**
+   * @param {Map<string, File>} files
+   * @param {(progress: Progress) => void} progress
+   * @param {AbortSignal} [signal]
+   */
   async load(files, progress, signal) {
     await this.#makeBuffers();
     this.#prepare();
@@ -91,7 +105,10 @@ export class GpuSession {
       const bytes = evaluate(size, new Map(), plan.maxima);
       if (bytes > most) {
         throw new PlanError('a buffer is larger than this device binds', {
-          where: `buffer ${name}`, got: bytes, wanted: `at most ${most}`, hint: 'Compile again for this device.',
+          where: `buffer ${name}`,
+          got: bytes,
+          wanted: `at most ${most}`,
+          hint: 'Compile again for this device.',
         });
       }
       replay.bytes.set(name, bytes);
@@ -100,7 +117,10 @@ export class GpuSession {
     await device.allocate(this.info.resident_bytes, () => {
       const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
       for (const [label, bytes] of replay.bytes) {
-        replay.buffers.set(label, device.buffer(label, Math.max(16, Math.ceil(bytes / 4) * 4), usage));
+        replay.buffers.set(
+          label,
+          device.buffer(label, Math.max(16, Math.ceil(bytes / 4) * 4), usage),
+        );
       }
       const kind = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
       replay.uniformBuffer = device.buffer('dims', replay.uniform.byteLength, kind);
@@ -120,7 +140,9 @@ export class GpuSession {
       const key = JSON.stringify([access, dims, step.buffers]);
       let bindGroup = groups.get(key);
       if (!bindGroup) {
-        const names = step.buffers.map((name) => /** @type {GPUBuffer} */ (replay.buffers.get(name)));
+        const names = step.buffers.map(
+          (name) => /** @type {GPUBuffer} */ (replay.buffers.get(name)),
+        );
         if (dims) names.push(/** @type {GPUBuffer} */ (replay.uniformBuffer));
         bindGroup = device.bindGroup(device.layout(access, dims), names);
         groups.set(key, bindGroup);
@@ -129,7 +151,10 @@ export class GpuSession {
     }
   }
 
-  /** Starts all pipelines, those that weights need first. @param {(progress: Progress) => void} progress */
+  /**
+   * Starts all pipelines, those that weights need first.
+   * @param {(progress: Progress) => void} progress
+   */
   #makePipelines(progress) {
     const { kernels, weights } = this.plan;
     const total = kernels.length;
@@ -145,7 +170,11 @@ export class GpuSession {
     }
   }
 
-  /** @param {Map<string, File>} files @param {(progress: Progress) => void} progress @param {AbortSignal} [signal] */
+  /**
+   * @param {Map<string, File>} files
+   * @param {(progress: Progress) => void} progress
+   * @param {AbortSignal} [signal]
+   */
   async #upload(files, progress, signal) {
     const { plan, replay } = this;
     const { queue } = this.device;
@@ -155,7 +184,8 @@ export class GpuSession {
     let unsent = 0;
     /** @type {Promise<unknown>} */
     let window = Promise.resolve();
-    const limit = (/** @type {import('./plan.js').Weight} */ { steps, unit }) => (steps.length ? staging : Math.max(CHUNK, unit));
+    const limit = (/** @type {import('./plan.js').Weight} */ { steps, unit }) =>
+      steps.length ? staging : Math.max(CHUNK, unit);
     for await (const { weight, first, count, bytes } of weightChunks(plan, files, limit)) {
       throwIfAborted(signal);
       this.device.check();
@@ -172,7 +202,12 @@ export class GpuSession {
         const place = first * weight.unit;
         const end = place + bytes.length;
         const most = replay.bytes.get(weight.buffer) ?? 0;
-        if (end > most) throw new PlanError('too many bytes', { where: `weight ${weight.name}`, got: end, wanted: most });
+        if (end > most)
+          throw new PlanError('too many bytes', {
+            where: `weight ${weight.name}`,
+            got: end,
+            wanted: most,
+          });
         replay.write(weight.buffer, place, bytes);
       }
       done += bytes.length;
@@ -191,8 +226,13 @@ export class GpuSession {
 
   // --- calls
 
-  /** Writes feeds, sets dims, runs; resolves when all is submitted and at most one submit is unfinished.
-   * @param {string} program @param {Record<string, Uint8Array>} [feeds] @param {Record<string, number>} [dims] */
+  /**
+   * Writes feeds, sets dims, runs; resolves when all is submitted and at most one submit is
+   * unfinished.
+   * @param {string} program
+   * @param {Record<string, Uint8Array>} [feeds]
+   * @param {Record<string, number>} [dims]
+   */
   run(program, feeds = {}, dims = {}) {
     return this.#call(async () => {
       const steps = this.#begin(program, feeds, dims);
@@ -202,14 +242,25 @@ export class GpuSession {
     });
   }
 
-  /** Bytes of a buffer after all earlier runs. @param {string} name @param {number} [offset] @param {number} [length] */
+  /**
+   * Bytes of a buffer after all earlier runs.
+   * @param {string} name
+   * @param {number} [offset]
+   * @param {number} [length]
+   */
   read(name, offset = 0, length) {
     return this.#call(() => this.replay.readBack(name, offset, length));
   }
 
-  /** Runs `program` up to `times` times; `onChunk` gets the bytes of `read` after each, in order, while the
-   * next run is on its way. Stops where it returns false; throws AbortedError where `signal` is aborted.
-   * @param {string} program @param {number} times @param {string} read @param {Record<string, number>} dims
+  /**
+   * Runs `program` up to `times` times; `onChunk` gets the bytes of `read` after each, in order,
+   * while the
+   * next run is on its way. Stops where it returns false; throws AbortedError where `signal` is
+   * aborted.
+   * @param {string} program
+   * @param {number} times
+   * @param {string} read
+   * @param {Record<string, number>} dims
    * @param {(bytes: Uint8Array<ArrayBuffer>) => unknown} onChunk @param {AbortSignal} [signal] */
   repeat(program, times, read, dims, onChunk, signal) {
     return this.#call(async () => {
@@ -259,7 +310,10 @@ export class GpuSession {
     });
   }
 
-  /** Checks and applies a call's arguments. @param {string} program @param {Record<string, Uint8Array>} feeds
+  /**
+   * Checks and applies a call's arguments.
+   * @param {string} program
+   * @param {Record<string, Uint8Array>} feeds
    * @param {Record<string, number>} dims */
   #begin(program, feeds, dims) {
     const steps = programOf(this.plan, program);

@@ -1,5 +1,6 @@
-// A WebGPU device as the executor needs it: asked for with what the adapter offers, its losses and errors
-// turned into DeviceError, buffers, layouts and pipelines made through one place. Knows nothing of steps.
+// A WebGPU device as the executor needs it: asked for with what the adapter offers, its losses and
+// errors turned into DeviceError, buffers, layouts and pipelines made through one place. Knows
+// nothing of steps.
 
 import { DeviceError, PlanError } from './errors.js';
 
@@ -8,14 +9,21 @@ import { DeviceError, PlanError } from './errors.js';
 /** Pipelines that compile at a time. */
 const PARALLEL = 8;
 /** Feature → the directive that a kernel which uses it begins with. @type {Map<string, string>} */
-const ENABLES = new Map([['shader-f16', 'enable f16;'], ['subgroups', 'enable subgroups;']]);
+const ENABLES = new Map([
+  ['shader-f16', 'enable f16;'],
+  ['subgroups', 'enable subgroups;'],
+]);
 
 /** The best adapter, or null where there is no WebGPU. @returns {Promise<GPUAdapter | null>} */
 export async function requestAdapter() {
   return (await navigator.gpu?.requestAdapter({ powerPreference: 'high-performance' })) ?? null;
 }
 
-/** The adapter's limits as a plain object. @param {GPUAdapter} adapter @returns {Record<string, number>} */
+/**
+ * The adapter's limits as a plain object.
+ * @param {GPUAdapter} adapter
+ * @returns {Record<string, number>}
+ */
 export function limitsOf(adapter) {
   /** @type {Record<string, number>} */
   const limits = {};
@@ -62,7 +70,10 @@ export class GpuDevice {
     });
   }
 
-  /** A device with all limits of the adapter and the features of `wanted`. @param {Set<string>} wanted */
+  /**
+   * A device with all limits of the adapter and the features of `wanted`.
+   * @param {Set<string>} wanted
+   */
   static async request(wanted) {
     const adapter = await requestAdapter();
     if (!adapter) {
@@ -73,15 +84,23 @@ export class GpuDevice {
     const missing = [...wanted].filter((feature) => !adapter.features.has(feature));
     if (missing.length) {
       throw new PlanError('the device lacks features that the plan needs', {
-        got: missing.join(', '), hint: 'Compile again for this device.',
+        got: missing.join(', '),
+        hint: 'Compile again for this device.',
       });
     }
     try {
       const requiredFeatures = /** @type {GPUFeatureName[]} */ ([...wanted]);
-      const device = await adapter.requestDevice({ requiredFeatures, requiredLimits: limitsOf(adapter) });
+      const device = await adapter.requestDevice({
+        requiredFeatures,
+        requiredLimits: limitsOf(adapter),
+      });
       return new GpuDevice(device, adapterName(adapter));
     } catch (cause) {
-      throw new DeviceError('the GPU gave no device', { got: cause, cause, hint: 'Reload, or use the wasm device.' });
+      throw new DeviceError('the GPU gave no device', {
+        got: cause,
+        cause,
+        hint: 'Reload, or use the wasm device.',
+      });
     }
   }
 
@@ -90,7 +109,11 @@ export class GpuDevice {
     if (this.failure) throw this.failure;
   }
 
-  /** Runs `make`; throws DeviceError where the memory is not there. @param {number} bytes @param {() => void} make */
+  /**
+   * Runs `make`; throws DeviceError where the memory is not there.
+   * @param {number} bytes
+   * @param {() => void} make
+   */
   async allocate(bytes, make) {
     this.device.pushErrorScope('validation');
     this.device.pushErrorScope('out-of-memory');
@@ -100,10 +123,12 @@ export class GpuDevice {
     } catch (cause) {
       thrown = cause;
     }
-    const error = (await this.device.popErrorScope()) ?? (await this.device.popErrorScope()) ?? thrown;
+    const error =
+      (await this.device.popErrorScope()) ?? (await this.device.popErrorScope()) ?? thrown;
     if (error) {
       throw new DeviceError(`the GPU could not give ${Math.ceil(bytes / 2 ** 20)} MB`, {
-        got: /** @type {Error} */ (error).message || 'out of memory', cause: error,
+        got: /** @type {Error} */ (error).message || 'out of memory',
+        cause: error,
         hint: 'Close other pages, or choose a smaller model or context.',
       });
     }
@@ -116,7 +141,11 @@ export class GpuDevice {
     return buffer;
   }
 
-  /** The layout of a kernel's bindings, equal ones once. @param {string[]} access @param {boolean} dims */
+  /**
+   * The layout of a kernel's bindings, equal ones once.
+   * @param {string[]} access
+   * @param {boolean} dims
+   */
   layout(access, dims) {
     const key = `${access.join()} ${dims}`;
     let layout = this.#layouts.get(key);
@@ -125,7 +154,11 @@ export class GpuDevice {
       const types = access.map((a) => (a === 'read' ? 'read-only-storage' : 'storage'));
       if (dims) types.push('uniform');
       layout = this.device.createBindGroupLayout({
-        entries: types.map((type, binding) => ({ binding, visibility: GPUShaderStage.COMPUTE, buffer: { type } })),
+        entries: types.map((type, binding) => ({
+          binding,
+          visibility: GPUShaderStage.COMPUTE,
+          buffer: { type },
+        })),
       });
       this.#layouts.set(key, layout);
     }
@@ -135,7 +168,8 @@ export class GpuDevice {
   /** @param {GPUBindGroupLayout} layout @param {GPUBuffer[]} buffers */
   bindGroup(layout, buffers) {
     return this.device.createBindGroup({
-      layout, entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
+      layout,
+      entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
     });
   }
 
@@ -143,9 +177,13 @@ export class GpuDevice {
     return this.device.createCommandEncoder();
   }
 
-  /** Compiles a kernel, a few at a time. Throws PlanError with the compiler's words. @param {Kernel} kernel */
+  /**
+   * Compiles a kernel, a few at a time. Throws PlanError with the compiler's words.
+   * @param {Kernel} kernel
+   */
   async pipeline(kernel) {
-    if (this.#compiling >= PARALLEL) await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
+    if (this.#compiling >= PARALLEL)
+      await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
     this.#compiling += 1;
     try {
       return await this.#compile(kernel);
@@ -160,16 +198,24 @@ export class GpuDevice {
     const header = features.map((feature) => ENABLES.get(feature) ?? '').join('');
     this.device.pushErrorScope('validation');
     const module = this.device.createShaderModule({ label: name, code: `${header}\n${code}` });
-    const layout = this.device.createPipelineLayout({ bindGroupLayouts: [this.layout(access, dims)] });
+    const layout = this.device.createPipelineLayout({
+      bindGroupLayouts: [this.layout(access, dims)],
+    });
     const invalid = this.device.popErrorScope();
     try {
-      return await this.device.createComputePipelineAsync({ label: name, layout, compute: { module, entryPoint: 'main' } });
+      return await this.device.createComputePipelineAsync({
+        label: name,
+        layout,
+        compute: { module, entryPoint: 'main' },
+      });
     } catch (cause) {
       this.check();
       if (this.#destroyed) throw new DeviceError('the device was given back', { cause });
       const { messages } = await module.getCompilationInfo();
       const first = messages.find((m) => m.type === 'error');
-      const got = first ? `line ${first.lineNum - 1}: ${first.message}` : /** @type {Error} */ (cause).message;
+      const got = first
+        ? `line ${first.lineNum - 1}: ${first.message}`
+        : /** @type {Error} */ (cause).message;
       throw new PlanError('the kernel does not compile', { where: `kernel ${name}`, got, cause });
     } finally {
       await invalid;
@@ -187,10 +233,12 @@ export class GpuDevice {
 function gpuError(error) {
   if (error instanceof GPUOutOfMemoryError) {
     return new DeviceError('the GPU is out of memory', {
-      got: error.message, hint: 'Close other pages, or choose a smaller model or context.',
+      got: error.message,
+      hint: 'Close other pages, or choose a smaller model or context.',
     });
   }
   return new DeviceError('the GPU reported an error', {
-    got: error.message, hint: 'This is a fault of the plan or of the browser: please report it.',
+    got: error.message,
+    hint: 'This is a fault of the plan or of the browser: please report it.',
   });
 }

@@ -1,6 +1,7 @@
-// The steps of a webgpu plan, replayed: dims, command encoding, submits, bytes in and out. Runs of dispatches
-// share one compute pass, across loops and calls; copies end it; a read, or a changed dim, ends the submit.
-// Buffers, pipelines and bind groups are given to it ready made (gpu.js makes them).
+// The steps of a webgpu plan, replayed: dims, command encoding, submits, bytes in and out. Runs of
+// dispatches share one compute pass, across loops and calls; copies end it; a read, or a changed
+// dim, ends the submit. Buffers, pipelines and bind groups are given to it ready made (gpu.js makes
+// them).
 
 import { COMPARISONS, RESERVED_DIMS, stepsOf } from './plan.js';
 import { checkDims, checkRange } from './session.js';
@@ -9,9 +10,13 @@ import { evaluate } from './sizes.js';
 /** @typedef {import('./plan.js').Plan} Plan */
 /** @typedef {import('./plan.js').Size} Size */
 /** @typedef {import('./plan.js').Step} Step */
-/** @typedef {{pipeline: number, bindGroup: GPUBindGroup}} Prepared what a dispatch needs; index of the kernel */
+/**
+ * @typedef {{pipeline: number, bindGroup: GPUBindGroup}} Prepared what a dispatch needs; index of the kernel
+ */
 
-/** The slot of the ring for reads that the replay itself waits for; the others belong to `repeat`. */
+/**
+ * The slot of the ring for reads that the replay itself waits for; the others belong to `repeat`.
+ */
 const OWN_SLOT = 2;
 
 export class Replay {
@@ -47,9 +52,11 @@ export class Replay {
     this.device = device;
     this.queue = device.queue;
     this.hostDims = [...plan.dims.values()].filter((d) => d.kind === 'host');
-    for (const { name, max } of this.hostDims) this.#values.set(name, RESERVED_DIMS.includes(name) ? 0 : max);
+    for (const { name, max } of this.hostDims)
+      this.#values.set(name, RESERVED_DIMS.includes(name) ? 0 : max);
     this.uniform = new Uint32Array(Math.max(4, Math.ceil(this.hostDims.length / 4) * 4));
-    for (const steps of [...plan.programs.values(), ...plan.weights.map((w) => w.steps)]) this.#mark(steps);
+    for (const steps of [...plan.programs.values(), ...plan.weights.map((w) => w.steps)])
+      this.#mark(steps);
   }
 
   /** Notes where a read is inside. @param {Step[]} steps */
@@ -75,7 +82,8 @@ export class Replay {
       if (!this.#reading.has(step)) this.#encode([step]);
       else if (step.op === 'read') await this.#readDim(step.dim, step.buffer, step.offset);
       else if (step.op === 'branch') await this.play(this.#holds(step) ? step.then : step.else);
-      else if (step.op === 'loop') for (let i = this.#size(step.count); i > 0; i--) await this.play(step.body);
+      else if (step.op === 'loop')
+        for (let i = this.#size(step.count); i > 0; i--) await this.play(step.body);
       else if (step.op === 'call') await this.play(this.plan.programs.get(step.program) ?? []);
     }
   }
@@ -86,7 +94,8 @@ export class Replay {
       if (step.op === 'dispatch') this.#dispatch(step);
       else if (step.op === 'copy') this.#copy(step);
       else if (step.op === 'branch') this.#encode(this.#holds(step) ? step.then : step.else);
-      else if (step.op === 'loop') for (let i = this.#size(step.count); i > 0; i--) this.#encode(step.body);
+      else if (step.op === 'loop')
+        for (let i = this.#size(step.count); i > 0; i--) this.#encode(step.body);
       else if (step.op === 'call') this.#encode(this.plan.programs.get(step.program) ?? []);
     }
   }
@@ -114,7 +123,13 @@ export class Replay {
     if (bytes <= 0) return;
     this.#endPass();
     const [from, to] = [this.#size(step.source_offset), this.#size(step.target_offset)];
-    this.#commands().copyBufferToBuffer(this.#buffer(step.source), from, this.#buffer(step.target), to, bytes);
+    this.#commands().copyBufferToBuffer(
+      this.#buffer(step.source),
+      from,
+      this.#buffer(step.target),
+      to,
+      bytes,
+    );
   }
 
   /** @param {string} dim @param {string} buffer @param {number} offset */
@@ -142,7 +157,11 @@ export class Replay {
 
   // --- dims and the queue
 
-  /** Sets a host dim, after submitting what was encoded with its old value. @param {string} name @param {number} value */
+  /**
+   * Sets a host dim, after submitting what was encoded with its old value.
+   * @param {string} name
+   * @param {number} value
+   */
   setDim(name, value) {
     if (!this.#values.has(name) || this.#values.get(name) === value) return;
     this.submit();
@@ -201,7 +220,11 @@ export class Replay {
   }
 
   /** Submits what is encoded, with a copy of the bytes; resolves when they are here.
-   * @param {string} name @param {number} offset @param {number} [length] @param {number} [slot] of the ring, free */
+   * @param {string} name
+   * @param {number} offset
+   * @param {number} [length]
+   * @param {number} [slot] of the ring, free
+   */
   async readBack(name, offset, length, slot = OWN_SLOT) {
     const wanted = checkRange(name, this.bytes.get(name), offset, length);
     const size = Math.ceil(wanted / 4) * 4;

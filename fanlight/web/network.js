@@ -1,5 +1,5 @@
-// One GET of a file from some byte on. Everything that can go wrong becomes a StoreError that says what to
-// do; `transient` marks those worth another try. Knows nothing of caches.
+// One GET of a file from some byte on. Everything that can go wrong becomes a StoreError that says
+// what to do; `transient` marks those worth another try. Knows nothing of caches.
 
 import { AbortedError, StoreError } from './errors.js';
 
@@ -23,9 +23,12 @@ export class TransientError extends StoreError {
 }
 
 /**
- * Asks for bytes `[start, end)` of `url`; `end` absent: to its end. Throws StoreError or AbortedError.
+ * Asks for bytes `[start, end)` of `url`; `end` absent: to its end. Throws StoreError or
+ * AbortedError.
  * @param {string} url @param {number} start @param {number | undefined} end
- * @param {string} etag of the version wanted, or '' @param {AbortSignal} [signal] @returns {Promise<Answer>}
+ * @param {string} etag of the version wanted, or ''
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<Answer>}
  */
 export async function get(url, start, end, etag, signal) {
   /** @type {Record<string, string>} */
@@ -33,7 +36,8 @@ export async function get(url, start, end, etag, signal) {
   if (start > 0 || end !== undefined) {
     headers.Range = `bytes=${start}-${end === undefined ? '' : end - 1}`;
     // Elsewhere If-Range would need a preflight; the caller compares the etags anyway.
-    if (etag && !etag.startsWith('W/') && new URL(url).origin === self.origin) headers['If-Range'] = etag;
+    if (etag && !etag.startsWith('W/') && new URL(url).origin === self.origin)
+      headers['If-Range'] = etag;
   }
   let response;
   try {
@@ -41,7 +45,10 @@ export async function get(url, start, end, etag, signal) {
   } catch (cause) {
     if (signal?.aborted) throw new AbortedError('aborted', { cause });
     throw new TransientError('the network did not answer', {
-      where: url, got: cause, cause, hint: 'Check the connection (and that the server allows this origin), then reload.',
+      where: url,
+      got: cause,
+      cause,
+      hint: 'Check the connection (and that the server allows this origin), then reload.',
     });
   }
   if (!response.ok || !response.body) {
@@ -58,17 +65,25 @@ export async function get(url, start, end, etag, signal) {
   };
 }
 
-/** The body of an answer, read into memory that the caller gives: new arrays for each piece would pile up
- * faster than they are collected. */
+/**
+ * The body of an answer, read into memory that the caller gives: new arrays for each piece would
+ * pile up faster than they are collected.
+ */
 class Body {
   /** @type {ReadableStreamBYOBReader | null} */
   #direct = null;
-  /** @type {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>> | null} where there are no byte streams */
+  /**
+   * @type {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>> | null} where there are no byte streams
+   */
   #plain = null;
   /** @type {Uint8Array<ArrayBuffer>} */
   #rest = new Uint8Array();
 
-  /** @param {ReadableStream<Uint8Array<ArrayBuffer>>} stream @param {string} url @param {AbortSignal} [signal] */
+  /**
+   * @param {ReadableStream<Uint8Array<ArrayBuffer>>} stream
+   * @param {string} url
+   * @param {AbortSignal} [signal]
+   */
   constructor(stream, url, signal) {
     this.url = url;
     this.signal = signal;
@@ -79,24 +94,36 @@ class Body {
     }
   }
 
-  /** Reads some bytes to `[from, to)` of `bytes`; `count` is 0 at the end. The memory comes back in another
+  /**
+   * Reads some bytes to `[from, to)` of `bytes`; `count` is 0 at the end. The memory comes back in
+   * another
    * array: the one given must not be used again.
    * @param {Uint8Array<ArrayBuffer>} bytes @param {number} from @param {number} to
    * @returns {Promise<{bytes: Uint8Array<ArrayBuffer>, count: number}>} */
   async read(bytes, from, to) {
     const stalled = setTimeout(() => void this.cancel(), STALL_MS); // the read then ends, as if cut
     try {
-      return await (this.#direct ? this.#readDirect(this.#direct, bytes, from, to) : this.#readPlain(bytes, from, to));
+      return await (this.#direct
+        ? this.#readDirect(this.#direct, bytes, from, to)
+        : this.#readPlain(bytes, from, to));
     } catch (cause) {
       if (this.signal?.aborted) throw new AbortedError('aborted', { cause });
       const hint = 'Reload to resume.';
-      throw new TransientError('the network was lost', { where: this.url, got: cause, cause, hint });
+      throw new TransientError('the network was lost', {
+        where: this.url,
+        got: cause,
+        cause,
+        hint,
+      });
     } finally {
       clearTimeout(stalled);
     }
   }
 
-  /** @param {ReadableStreamBYOBReader} reader @param {Uint8Array<ArrayBuffer>} bytes @param {number} from
+  /**
+   * @param {ReadableStreamBYOBReader} reader
+   * @param {Uint8Array<ArrayBuffer>} bytes
+   * @param {number} from
    * @param {number} to */
   async #readDirect(reader, bytes, from, to) {
     const { done, value } = await reader.read(new Uint8Array(bytes.buffer, from, to - from));
@@ -107,7 +134,10 @@ class Body {
   /** @param {Uint8Array<ArrayBuffer>} bytes @param {number} from @param {number} to */
   async #readPlain(bytes, from, to) {
     while (!this.#rest.length) {
-      const { done, value } = await /** @type {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>} */ (this.#plain).read();
+      const { done, value } =
+        await /** @type {ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>} */ (
+          this.#plain
+        ).read();
       if (done) return { bytes, count: 0 };
       this.#rest = value;
     }
@@ -122,7 +152,9 @@ class Body {
   }
 }
 
-/** Bytes of a file straight from the network, where nothing can be kept: one request is read on as long as
+/**
+ * Bytes of a file straight from the network, where nothing can be kept: one request is read on as
+ * long as
  * the reads go forward. One read at a time. */
 export class Direct {
   /** @type {Answer | null} */
@@ -131,8 +163,13 @@ export class Direct {
   /** @type {Promise<unknown>} */
   #last = Promise.resolve();
 
-  /** @param {string} url @param {string} etag of the version wanted, or '' @param {(bytes: number) => void} count
-   * @param {AbortSignal} [signal] @param {boolean} [bounded] ask for what is read only, not for all that follows */
+  /**
+   * @param {string} url
+   * @param {string} etag of the version wanted, or ''
+   * @param {(bytes: number) => void} count
+   * @param {AbortSignal} [signal]
+   * @param {boolean} [bounded] ask for what is read only, not for all that follows
+   */
   constructor(url, etag, count, signal, bounded = false) {
     this.url = url;
     this.etag = etag;
@@ -171,9 +208,16 @@ export class Direct {
   async #try(start, end) {
     if (!this.#answer || this.#at > start) {
       await this.close();
-      this.#answer = await get(this.url, start, this.bounded ? end : undefined, this.etag, this.signal);
+      this.#answer = await get(
+        this.url,
+        start,
+        this.bounded ? end : undefined,
+        this.etag,
+        this.signal,
+      );
       this.#at = this.#answer.start;
-      if (this.etag && this.#answer.etag && this.etag !== this.#answer.etag) throw changed(this.url);
+      if (this.etag && this.#answer.etag && this.etag !== this.#answer.etag)
+        throw changed(this.url);
     }
     let bytes = new Uint8Array(end - start);
     while (this.#at < end) {
@@ -191,17 +235,24 @@ export class Direct {
 
 /** The error for a file that is another one now. @param {string} url */
 export function changed(url) {
-  return new StoreError('the file changed while it was read', { where: url, hint: 'Reload to get the new one.' });
+  return new StoreError('the file changed while it was read', {
+    where: url,
+    hint: 'Reload to get the new one.',
+  });
 }
 
 /** Resolves after `ms`, or when aborted. @param {number} ms @param {AbortSignal} [signal] */
 export function pause(ms, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(() => resolve(undefined), ms);
-    signal?.addEventListener('abort', () => {
-      clearTimeout(timer);
-      resolve(undefined);
-    }, { once: true });
+    signal?.addEventListener(
+      'abort',
+      () => {
+        clearTimeout(timer);
+        resolve(undefined);
+      },
+      { once: true },
+    );
   });
 }
 
@@ -210,7 +261,8 @@ function sizeOf(response, start, end) {
   const range = /\/(\d+)$/.exec(response.headers.get('content-range') ?? '');
   if (range) return Number(range[1]);
   const length = response.headers.get('content-length');
-  // A compressed body is longer than it says; a part says nothing of the whole unless it runs to the end.
+  // A compressed body is longer than it says; a part says nothing of the whole unless it runs to
+  // the end.
   if (length === null || response.headers.has('content-encoding')) return null;
   if (response.status === 206) return end === undefined ? start + Number(length) : null;
   return Number(length);
@@ -220,13 +272,22 @@ function sizeOf(response, start, end) {
 function statusError(url, status) {
   const details = { where: url, got: `status ${status}` };
   if (status === 404 || status === 410) {
-    return new StoreError('the file is not there', { ...details, hint: 'Check the address and the revision.' });
+    return new StoreError('the file is not there', {
+      ...details,
+      hint: 'Check the address and the revision.',
+    });
   }
   if (status === 401 || status === 403) {
-    return new StoreError('the server refuses the file', { ...details, hint: 'It may be gated: accept its terms, or use a copy that is open.' });
+    return new StoreError('the server refuses the file', {
+      ...details,
+      hint: 'It may be gated: accept its terms, or use a copy that is open.',
+    });
   }
   if (status === 429 || status >= 500) {
-    return new TransientError('the server is not able to answer now', { ...details, hint: 'Try again in a minute.' });
+    return new TransientError('the server is not able to answer now', {
+      ...details,
+      hint: 'Try again in a minute.',
+    });
   }
   return new StoreError('the server gave no file', { ...details, hint: 'Check the address.' });
 }

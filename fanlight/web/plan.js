@@ -1,23 +1,37 @@
-// Reader of the plan's binary form: the JavaScript twin of fanlight/plan.py, whose docstring says what
-// everything means. Bytes in, a checked Plan out; PlanError names the place and the rule. No eval.
+// Reader of the plan's binary form: the JavaScript twin of fanlight/plan.py, whose docstring says
+// what everything means. Bytes in, a checked Plan out; PlanError names the place and the rule. No
+// eval.
 
 import { PlanError } from './errors.js';
+import { array, boolean, natural, object, oneOf, string } from './plan_checks.js';
 import { checkSize, dimsOf } from './sizes.js';
 
 /** @typedef {import('./sizes.js').Size} Size */
-/** @typedef {{name: string, kind: 'host' | 'device', max: number, buffer: string, offset: number}} DimSpec */
+/**
+ * @typedef {{name: string, kind: 'host' | 'device', max: number, buffer: string, offset: number}} DimSpec
+ */
 /** @typedef {{name: string, kind: string, bytes: Size, dtype: string, shape: Size[]}} Buffer */
 /** @typedef {{file?: string, segment?: number, offset: number, length: number}} Source */
 /** @typedef {{name: string, source: Source, unit: number, buffer: string, steps: Step[]}} Weight */
-/** @typedef {{name: string, code: string, access: string[], dims: boolean, features: string[]}} Kernel */
-/** @typedef {{op: 'dispatch', kernel: number, buffers: string[], grid: Size[], args: Size[]}} Dispatch */
-/** @typedef {{op: 'copy', source: string, target: string, bytes: Size, source_offset: Size, target_offset: Size}} Copy */
+/**
+ * @typedef {{name: string, code: string, access: string[], dims: boolean, features: string[]}} Kernel
+ */
+/**
+ * @typedef {{op: 'dispatch', kernel: number, buffers: string[], grid: Size[], args: Size[]}} Dispatch
+ */
+/**
+ * @typedef {{op: 'copy', source: string, target: string, bytes: Size, source_offset: Size, target_offset: Size}} Copy
+ */
 /** @typedef {{op: 'read', dim: string, buffer: string, offset: number}} Read */
-/** @typedef {{op: 'branch', a: Size, compare: string, b: Size, then: Step[], else: Step[]}} Branch */
+/**
+ * @typedef {{op: 'branch', a: Size, compare: string, b: Size, then: Step[], else: Step[]}} Branch
+ */
 /** @typedef {{op: 'loop', count: Size, body: Step[]}} Loop */
 /** @typedef {{op: 'call', program: string}} Call */
 /** @typedef {Dispatch | Copy | Read | Branch | Loop | Call} Step */
-/** @typedef {{segment: number, threads: boolean, reserved: number, dims_at: number, buffers_at: number, entries: string[]}} WasmModule */
+/**
+ * @typedef {{segment: number, threads: boolean, reserved: number, dims_at: number, buffers_at: number, entries: string[]}} WasmModule
+ */
 /**
  * @typedef {object} Plan
  * @property {'webgpu' | 'wasm'} target
@@ -48,52 +62,16 @@ export const COMPARISONS = new Map([
 const MAGIC = 'FANPLAN1';
 const BUFFER_KINDS = ['weight', 'state', 'input', 'output', 'arena', 'staging'];
 
-// --- small checkers: each returns its value or throws, naming the place
-
-/** @param {unknown} value @param {string} where @returns {Record<string, any>} */
-function object(value, where) {
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value;
-  throw new PlanError('malformed header', { where, got: JSON.stringify(value), wanted: 'an object' });
-}
-
-/** @param {unknown} value @param {string} where @returns {any[]} */
-function array(value, where) {
-  if (Array.isArray(value)) return value;
-  throw new PlanError('malformed header', { where, got: JSON.stringify(value), wanted: 'a list' });
-}
-
-/** @param {unknown} value @param {string} where @returns {string} */
-function string(value, where) {
-  if (typeof value === 'string') return value;
-  throw new PlanError('malformed header', { where, got: JSON.stringify(value), wanted: 'a string' });
-}
-
-/** @param {unknown} value @param {string} where @returns {boolean} */
-function boolean(value, where) {
-  if (typeof value === 'boolean') return value;
-  throw new PlanError('malformed header', { where, got: JSON.stringify(value), wanted: 'true or false' });
-}
-
-/** A whole number, at least 0. @param {unknown} value @param {string} where @returns {number} */
-function natural(value, where) {
-  if (Number.isSafeInteger(value) && /** @type {number} */ (value) >= 0) return /** @type {number} */ (value);
-  throw new PlanError('malformed header', { where, got: JSON.stringify(value), wanted: 'a whole number' });
-}
-
-/** @param {unknown} value @param {readonly string[]} options @param {string} where @returns {string} */
-function oneOf(value, options, where) {
-  if (typeof value === 'string' && options.includes(value)) return value;
-  throw new PlanError('unknown value', { where, got: JSON.stringify(value), wanted: options.join(' or ') });
-}
-
 // --- the file
 
 /** Reads and checks a plan. @param {ArrayBuffer | Uint8Array} data @returns {Plan} */
 export function readPlan(data) {
   const bytes = data instanceof Uint8Array ? data : new Uint8Array(data);
   const magic = String.fromCharCode(...bytes.subarray(0, 8));
-  if (magic !== MAGIC) throw new PlanError('not a plan', { got: JSON.stringify(magic), wanted: MAGIC });
-  if (bytes.length < 16) throw new PlanError('the plan is cut off in its first 16 bytes', { got: bytes.length });
+  if (magic !== MAGIC)
+    throw new PlanError('not a plan', { got: JSON.stringify(magic), wanted: MAGIC });
+  if (bytes.length < 16)
+    throw new PlanError('the plan is cut off in its first 16 bytes', { got: bytes.length });
   const base = 16 + new DataView(bytes.buffer, bytes.byteOffset).getUint32(8, true);
   if (base > bytes.length) {
     throw new PlanError('the plan is cut off in its header', { got: bytes.length, wanted: base });
@@ -106,13 +84,21 @@ export function readPlan(data) {
   }
   const h = object(header, 'header');
   if (h.version !== VERSION) {
-    throw new PlanError('unknown plan version', { got: h.version, wanted: VERSION, hint: 'Compile the model again.' });
+    throw new PlanError('unknown plan version', {
+      got: h.version,
+      wanted: VERSION,
+      hint: 'Compile the model again.',
+    });
   }
   return new Reader(h, bytes, base).plan();
 }
 
 class Reader {
-  /** @param {Record<string, any>} h the header @param {Uint8Array} bytes @param {number} base of the segments */
+  /**
+   * @param {Record<string, any>} h the header
+   * @param {Uint8Array} bytes
+   * @param {number} base of the segments
+   */
   constructor(h, bytes, base) {
     this.h = h;
     this.target = /** @type {'webgpu' | 'wasm'} */ (oneOf(h.target, ['webgpu', 'wasm'], 'target'));
@@ -151,10 +137,14 @@ class Reader {
     this.kernels = array(h.kernels, 'kernels').map((k) => this.#kernel(object(k, 'kernels'), code));
     const weights = array(h.weights, 'weights').map((w) => this.#weight(object(w, 'weights')));
     const programs = new Map(
-      Object.entries(h.programs).map(([name, steps]) => [name, this.#steps(steps, `program ${name}`)]),
+      Object.entries(h.programs).map(([name, steps]) => [
+        name,
+        this.#steps(steps, `program ${name}`),
+      ]),
     );
     const wasm = h.wasm === undefined ? null : this.#wasm(object(h.wasm, 'wasm'));
-    if (this.target === 'wasm' && !wasm) throw new PlanError('a wasm plan needs its module', { where: 'wasm' });
+    if (this.target === 'wasm' && !wasm)
+      throw new PlanError('a wasm plan needs its module', { where: 'wasm' });
     object(h.metadata, 'metadata');
     checkCalls(programs);
     return {
@@ -192,7 +182,8 @@ class Reader {
   #buffer(b) {
     const name = string(b.name, 'buffers');
     const where = `buffer ${name}`;
-    if (this.buffers.has(name)) throw new PlanError('two buffers of one name', { where: 'buffers', got: name });
+    if (this.buffers.has(name))
+      throw new PlanError('two buffers of one name', { where: 'buffers', got: name });
     const shape = array(b.shape, where).map((s) => checkSize(s, this.dims, where));
     const kind = oneOf(b.kind, BUFFER_KINDS, where);
     const bytes = checkSize(b.bytes, this.dims, where);
@@ -206,7 +197,8 @@ class Reader {
     let text = '';
     if (k.code !== undefined) {
       const [at, size] = array(k.code, where).map((n) => natural(n, where));
-      if (!(at + size <= code.length)) throw new PlanError('code outside its segment', { where, got: k.code });
+      if (!(at + size <= code.length))
+        throw new PlanError('code outside its segment', { where, got: k.code });
       text = new TextDecoder().decode(code.subarray(at, at + size));
     }
     const access = array(k.access ?? [], where).map((a) => oneOf(a, ['read', 'read_write'], where));
@@ -266,10 +258,15 @@ class Reader {
     switch (s.op) {
       case 'dispatch': {
         const grid = array(s.grid ?? [1, 1, 1], where).map(size);
-        if (grid.length !== 3) throw new PlanError('a grid has three sizes', { where, got: grid.length });
+        if (grid.length !== 3)
+          throw new PlanError('a grid has three sizes', { where, got: grid.length });
         const buffers = array(s.buffers, where).map((b) => this.#bufferName(b, where));
         const step = /** @type {Dispatch} */ ({
-          op: 'dispatch', kernel: s.kernel, buffers, grid, args: array(s.args ?? [], where).map(size),
+          op: 'dispatch',
+          kernel: s.kernel,
+          buffers,
+          grid,
+          args: array(s.args ?? [], where).map(size),
         });
         this.#checkDispatch(step, where);
         return step;
@@ -280,14 +277,23 @@ class Reader {
         if (source === target && this.target === 'webgpu') {
           throw new PlanError('copy inside one buffer', { where, got: source });
         }
-        const [bytes, source_offset, target_offset] = [s.bytes, s.source_offset, s.target_offset].map(size);
+        const [bytes, source_offset, target_offset] = [
+          s.bytes,
+          s.source_offset,
+          s.target_offset,
+        ].map(size);
         return { op: 'copy', source, target, bytes, source_offset, target_offset };
       }
       case 'read': {
         if (this.dims.get(s.dim)?.kind !== 'host') {
           throw new PlanError('read into something not a host dim', { where, got: s.dim });
         }
-        return { op: 'read', dim: s.dim, buffer: this.#bufferName(s.buffer, where), offset: natural(s.offset, where) };
+        return {
+          op: 'read',
+          dim: s.dim,
+          buffer: this.#bufferName(s.buffer, where),
+          offset: natural(s.offset, where),
+        };
       }
       case 'branch': {
         const compare = oneOf(s.compare, [...COMPARISONS.keys()], where);
@@ -296,9 +302,14 @@ class Reader {
         return { op: 'branch', a, compare, b, then, else: this.#steps(s.else, `${where} else`) };
       }
       case 'loop':
-        return { op: 'loop', count: this.#hostSize(s.count, where), body: this.#steps(s.body, where) };
+        return {
+          op: 'loop',
+          count: this.#hostSize(s.count, where),
+          body: this.#steps(s.body, where),
+        };
       case 'call':
-        if (!this.programNames.has(s.program)) throw new PlanError('no such program', { where, got: s.program });
+        if (!this.programNames.has(s.program))
+          throw new PlanError('no such program', { where, got: s.program });
         return { op: 'call', program: s.program };
       default:
         throw new PlanError('unknown step', { where, got: JSON.stringify(s.op) });
@@ -326,7 +337,11 @@ class Reader {
     if (!entry) throw new PlanError('no such kernel', { where, got: kernel });
     if (this.target !== 'webgpu') return;
     if (buffers.length !== entry.access.length) {
-      throw new PlanError('wrong number of buffers', { where, got: buffers.length, wanted: entry.access.length });
+      throw new PlanError('wrong number of buffers', {
+        where,
+        got: buffers.length,
+        wanted: entry.access.length,
+      });
     }
     const written = buffers.filter((_, i) => entry.access[i] === 'read_write');
     if (written.some((b) => buffers.indexOf(b) !== buffers.lastIndexOf(b))) {
@@ -351,10 +366,12 @@ function checkCalls(programs) {
   /** @type {Map<string, 'open' | 'done'>} */
   const state = new Map();
   const visit = (/** @type {string} */ name) => {
-    if (state.get(name) === 'open') throw new PlanError('a program calls itself', { where: `program ${name}` });
+    if (state.get(name) === 'open')
+      throw new PlanError('a program calls itself', { where: `program ${name}` });
     if (state.has(name)) return;
     state.set(name, 'open');
-    for (const step of stepsOf(programs.get(name) ?? [])) if (step.op === 'call') visit(step.program);
+    for (const step of stepsOf(programs.get(name) ?? []))
+      if (step.op === 'call') visit(step.program);
     state.set(name, 'done');
   };
   for (const name of programs.keys()) visit(name);

@@ -23,7 +23,9 @@ import { AbortedError, FanlightError, fromMessage, toMessage, UnsupportedError }
  * @property {(value: any) => void} progress
  * @property {(value: any, transfer?: Transferable[]) => void} chunk
  */
-/** @typedef {(fields: any, context: Context) => any} Handler returns a value, a Transfer or a promise */
+/**
+ * @typedef {(fields: any, context: Context) => any} Handler returns a value, a Transfer or a promise
+ */
 /**
  * @typedef {object} RequestOptions
  * @property {AbortSignal} [signal]
@@ -58,22 +60,33 @@ export class Channel {
   /** @type {Error | null} */
   #failed = null;
 
-  /** @param {Endpoint} endpoint @param {Record<string, Handler>} [handlers] request type → handler */
+  /**
+   * @param {Endpoint} endpoint
+   * @param {Record<string, Handler>} [handlers] request type → handler
+   */
   constructor(endpoint, handlers = {}) {
     this.endpoint = endpoint;
     this.handlers = new Map(Object.entries(handlers));
     endpoint.addEventListener('message', (event) => this.#receive(event.data));
-    endpoint.addEventListener('messageerror', () => this.fail(new FanlightError('a message could not be read')));
+    endpoint.addEventListener('messageerror', () =>
+      this.fail(new FanlightError('a message could not be read')),
+    );
     endpoint.addEventListener('error', (event) => {
-      this.fail(new FanlightError('the worker failed', { got: event.message ?? 'it could not be loaded' }));
+      this.fail(
+        new FanlightError('the worker failed', { got: event.message ?? 'it could not be loaded' }),
+      );
     });
     endpoint.start?.();
   }
 
   /**
-   * Resolves with the reply's value. Rejects with the error of the other side; an aborted request rejects
+   * Resolves with the reply's value. Rejects with the error of the other side; an aborted request
+   * rejects
    * only once the other side has cleaned up.
-   * @param {string} type @param {object} [fields] @param {RequestOptions} [options] @returns {Promise<any>}
+   * @param {string} type
+   * @param {object} [fields]
+   * @param {RequestOptions} [options]
+   * @returns {Promise<any>}
    */
   request(type, fields = {}, options = {}) {
     const { signal, transfer = [] } = options;
@@ -107,10 +120,12 @@ export class Channel {
       wake();
     };
     const end = this.request(type, fields, { ...options, signal: control.signal, onChunk });
-    const settled = end.catch(() => {}).then(() => {
-      ended = true;
-      wake();
-    });
+    const settled = end
+      .catch(() => {})
+      .then(() => {
+        ended = true;
+        wake();
+      });
     try {
       while (true) {
         while (chunks.length) yield chunks.shift();
@@ -167,7 +182,8 @@ export class Channel {
     this.#serving.set(id, control);
     const context = {
       signal: control.signal,
-      progress: (/** @type {any} */ value) => this.endpoint.postMessage({ id, type: 'progress', value }, []),
+      progress: (/** @type {any} */ value) =>
+        this.endpoint.postMessage({ id, type: 'progress', value }, []),
       chunk: (/** @type {any} */ value, /** @type {Transferable[]} */ transfer = []) =>
         this.endpoint.postMessage({ id, type: 'chunk', value }, transfer),
     };

@@ -1,11 +1,14 @@
-// What the two executors share of a session: argument checks, one call at a time, the types that callers see.
+// What the two executors share of a session: argument checks, one call at a time, the types that
+// callers see.
 
 import { AbortedError, PlanError } from './errors.js';
 import { RESERVED_DIMS } from './plan.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
 /** @typedef {import('./weights.js').File} File */
-/** @typedef {{stage: string, done: number, total: number}} Progress stage: download, compile, load */
+/**
+ * @typedef {{stage: string, done: number, total: number}} Progress stage: download, compile, load
+ */
 /**
  * @typedef {object} SessionInfo times in ms, sizes in bytes
  * @property {string} backend
@@ -28,7 +31,8 @@ import { RESERVED_DIMS } from './plan.js';
  * @property {(program: string, feeds?: Record<string, Uint8Array>, dims?: Record<string, number>) => Promise<void>} run
  * @property {(buffer: string, offset?: number, length?: number) => Promise<Uint8Array<ArrayBuffer>>} read
  * @property {(program: string, times: number, read: string, dims: Record<string, number>,
- *   onChunk: (bytes: Uint8Array<ArrayBuffer>) => unknown, signal?: AbortSignal) => Promise<void>} repeat
+ * onChunk: (bytes: Uint8Array<ArrayBuffer>) => unknown, signal?: AbortSignal) => Promise<void>}
+ * repeat
  * @property {() => Promise<void>} dispose
  */
 
@@ -41,33 +45,52 @@ export function checkDims(plan, dims) {
       throw new PlanError('not a dim that can be set', { got: name });
     }
     if (!Number.isInteger(value) || value < 0 || value > dim.max) {
-      throw new PlanError('a dim is out of range', { where: `dim ${name}`, got: value, wanted: `0 to ${dim.max}` });
+      throw new PlanError('a dim is out of range', {
+        where: `dim ${name}`,
+        got: value,
+        wanted: `0 to ${dim.max}`,
+      });
     }
   }
 }
 
 /** Throws PlanError unless `feeds` are inputs and states and fit.
- * @param {Plan} plan @param {Record<string, Uint8Array>} feeds @param {(name: string) => number} bytesOf */
+ * @param {Plan} plan
+ * @param {Record<string, Uint8Array>} feeds
+ * @param {(name: string) => number} bytesOf
+ */
 export function checkFeeds(plan, feeds, bytesOf) {
   for (const [name, bytes] of Object.entries(feeds)) {
     const kind = plan.buffers.get(name)?.kind;
     if (kind !== 'input' && kind !== 'state') {
-      throw new PlanError('not an input or a state', { where: `buffer ${name}`, got: kind ?? 'no such buffer' });
+      throw new PlanError('not an input or a state', {
+        where: `buffer ${name}`,
+        got: kind ?? 'no such buffer',
+      });
     }
     if (bytes.length > bytesOf(name)) {
-      throw new PlanError('too many bytes', { where: `buffer ${name}`, got: bytes.length, wanted: bytesOf(name) });
+      throw new PlanError('too many bytes', {
+        where: `buffer ${name}`,
+        got: bytes.length,
+        wanted: bytesOf(name),
+      });
     }
   }
 }
 
-/** The bytes to read, checked. @param {string} name @param {number | undefined} whole bytes of the buffer
+/**
+ * The bytes to read, checked.
+ * @param {string} name
+ * @param {number | undefined} whole bytes of the buffer
  * @param {number} offset @param {number} [length] @returns {number} */
 export function checkRange(name, whole, offset, length) {
   if (whole === undefined) throw new PlanError('no such buffer', { got: name });
   const wanted = length ?? whole - offset;
   if (offset % 4 || (length ?? 0) % 4 || offset < 0 || wanted < 0 || offset + wanted > whole) {
     throw new PlanError('read outside the buffer, or not at multiples of 4', {
-      where: `buffer ${name}`, got: `${offset}, ${length}`, wanted: `within ${whole} bytes`,
+      where: `buffer ${name}`,
+      got: `${offset}, ${length}`,
+      wanted: `within ${whole} bytes`,
     });
   }
   return wanted;
@@ -76,7 +99,11 @@ export function checkRange(name, whole, offset, length) {
 /** The program's steps. @param {Plan} plan @param {string} name */
 export function programOf(plan, name) {
   const steps = plan.programs.get(name);
-  if (!steps) throw new PlanError('no such program', { got: name, wanted: [...plan.programs.keys()].join(', ') });
+  if (!steps)
+    throw new PlanError('no such program', {
+      got: name,
+      wanted: [...plan.programs.keys()].join(', '),
+    });
   return steps;
 }
 

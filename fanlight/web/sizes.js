@@ -1,4 +1,5 @@
-// Sizes: the JavaScript half of fanlight/shapes.py. An int is itself, a string is a dim, [op, a, b] an operation.
+// Sizes: the JavaScript half of fanlight/shapes.py. An int is itself, a string is a dim, [op, a, b]
+// an operation.
 
 import { PlanError } from './errors.js';
 
@@ -32,7 +33,9 @@ export function evaluate(size, values, maxima) {
   const b = evaluate(size[2], values, maxima);
   const result = /** @type {(a: number, b: number) => number} */ (OPS.get(size[0]))(a, b);
   if (!Number.isSafeInteger(result)) {
-    throw new PlanError('a size is not a whole number', { got: `${JSON.stringify(size)} = ${result}` });
+    throw new PlanError('a size is not a whole number', {
+      got: `${JSON.stringify(size)} = ${result}`,
+    });
   }
   return result;
 }
@@ -51,7 +54,9 @@ export function checkSize(value, dims, where) {
     return [value[0], checkSize(value[1], dims, where), checkSize(value[2], dims, where)];
   }
   throw new PlanError('not a size expression', {
-    where, got: JSON.stringify(value), wanted: 'int, dim or [op, a, b]',
+    where,
+    got: JSON.stringify(value),
+    wanted: 'int, dim or [op, a, b]',
   });
 }
 

@@ -1,17 +1,30 @@
-// Model bytes, from a URL by way of Cache Storage or from a Blob. In: a source. Out: a file whose parts can
-// be read while the rest is still on its way, never whole in memory. One tab downloads a file, the others
-// follow its index; a download that was cut goes on where it ended; a complete file asks the network nothing.
-// The parts: store_url.js (a file behind a URL), download.js, network.js (one request), store_cache.js (the
-// layout of what is kept). Knows nothing of models.
+// Model bytes, from a URL by way of Cache Storage or from a Blob. In: a source. Out: a file whose
+// parts can be read while the rest is still on its way, never whole in memory. One tab downloads a
+// file, the others follow its index; a download that was cut goes on where it ended; a complete
+// file asks the network nothing. The parts: store_url.js (a file behind a URL), download.js,
+// network.js (one request), store_cache.js (the layout of what is kept). Knows nothing of models.
 
 import { StoreError, throwIfAborted } from './errors.js';
-import { CHUNK, Shelf, canKeep, checkSpan, forgetAll, free, indexes, parts } from './store_cache.js';
+import {
+  CHUNK,
+  Shelf,
+  canKeep,
+  checkSpan,
+  forgetAll,
+  free,
+  indexes,
+  parts,
+} from './store_cache.js';
 import { UrlFile } from './store_url.js';
 
 /** @typedef {Uint8Array<ArrayBuffer>} Bytes */
-/** @typedef {{stage: string, done: number, total: number, message?: string}} Progress stage: download or warning */
+/**
+ * @typedef {{stage: string, done: number, total: number, message?: string}} Progress stage: download or warning
+ */
 /** @typedef {{progress?: (progress: Progress) => void, signal?: AbortSignal}} OpenOptions */
-/** @typedef {{network_bytes: number, cache_bytes: number, requests: number, open_ms: number, download_ms: number}} Stats */
+/**
+ * @typedef {{network_bytes: number, cache_bytes: number, requests: number, open_ms: number, download_ms: number}} Stats
+ */
 /**
  * @typedef {object} StoredFile
  * @property {number} size
@@ -50,7 +63,11 @@ export async function open(source, { progress, signal } = {}) {
 export async function list() {
   const all = canKeep() ? await indexes() : [];
   return all.map(({ url, size, chunks, complete, last_used }) => ({
-    url, size, complete, last_used, chunks: chunks.filter((hash) => hash !== null).length,
+    url,
+    size,
+    complete,
+    last_used,
+    chunks: chunks.filter((hash) => hash !== null).length,
   }));
 }
 
@@ -95,7 +112,12 @@ class BlobFile {
     try {
       return new Uint8Array(await this.blob.slice(offset, offset + length).arrayBuffer());
     } catch (cause) {
-      throw new StoreError('the file can not be read', { where: this.name, got: cause, cause, hint: 'Choose it again.' });
+      throw new StoreError('the file can not be read', {
+        where: this.name,
+        got: cause,
+        cause,
+        hint: 'Choose it again.',
+      });
     }
   }
 

@@ -1,5 +1,5 @@
-// The layout of a file in Cache Storage: an index and one entry for each chunk, hashed. Knows nothing of
-// the network. A changed layout gets a new number in CACHE, PREFIX and LAYOUT.
+// The layout of a file in Cache Storage: an index and one entry for each chunk, hashed. Knows
+// nothing of the network. A changed layout gets a new number in CACHE, PREFIX and LAYOUT.
 
 import { InputError } from './errors.js';
 
@@ -58,14 +58,21 @@ export class Shelf {
     await this.cache.put(`${this.folder}/index`, Response.json(index));
   }
 
-  /** Keeps a chunk; returns its hash. Throws QuotaExceededError. @param {number} n @param {Uint8Array<ArrayBuffer>} bytes */
+  /**
+   * Keeps a chunk; returns its hash. Throws QuotaExceededError.
+   * @param {number} n
+   * @param {Uint8Array<ArrayBuffer>} bytes
+   */
   async put(n, bytes) {
     const hash = await sha256(bytes);
     await this.cache.put(`${this.folder}/chunk/${n}`, new Response(bytes));
     return hash;
   }
 
-  /** Chunk `n`, or null where it is missing or not what `hash` says. @param {number} n @param {string} hash
+  /**
+   * Chunk `n`, or null where it is missing or not what `hash` says.
+   * @param {number} n
+   * @param {string} hash
    * @returns {Promise<Uint8Array<ArrayBuffer> | null>} */
   async take(n, hash) {
     const response = await this.cache.match(`${this.folder}/chunk/${n}`);
@@ -83,12 +90,23 @@ export class Shelf {
   }
 }
 
-/** @param {string} url @param {{size: number | null, etag: string, lastModified: string}} answer @returns {Index} */
+/**
+ * @param {string} url
+ * @param {{size: number | null, etag: string, lastModified: string}} answer
+ * @returns {Index}
+ */
 export function newIndex(url, { size, etag, lastModified }) {
   const chunks = new Array(size === null ? 0 : Math.ceil(size / CHUNK)).fill(null);
   return {
-    layout: LAYOUT, url, size, etag, lastModified, chunk_bytes: CHUNK, chunks,
-    complete: false, last_used: Date.now(),
+    layout: LAYOUT,
+    url,
+    size,
+    etag,
+    lastModified,
+    chunk_bytes: CHUNK,
+    chunks,
+    complete: false,
+    last_used: Date.now(),
   };
 }
 
@@ -107,7 +125,10 @@ export async function forgetAll() {
   await caches.delete(CACHE);
 }
 
-/** Gives the memory of `bytes` back now, not when it is collected. @param {Uint8Array<ArrayBuffer>} bytes */
+/**
+ * Gives the memory of `bytes` back now, not when it is collected.
+ * @param {Uint8Array<ArrayBuffer>} bytes
+ */
 export function free(bytes) {
   if (bytes.length) bytes.buffer.transfer?.(0); // else it went elsewhere already
 }
@@ -115,7 +136,7 @@ export function free(bytes) {
 /** Cuts `[offset, offset + length)` at chunks. @param {number} offset @param {number} length
  * @returns {Generator<{n: number, from: number, to: number}, void, void>} */
 export function* parts(offset, length) {
-  for (let at = offset; at < offset + length; ) {
+  for (let at = offset; at < offset + length;) {
     const n = Math.floor(at / CHUNK);
     const to = Math.min(offset + length, (n + 1) * CHUNK);
     yield { n, from: at - n * CHUNK, to: to - n * CHUNK };
@@ -127,5 +148,9 @@ export function* parts(offset, length) {
  * @param {number} offset @param {number} length */
 export function checkSpan({ size, name }, offset, length) {
   if (offset >= 0 && length >= 0 && offset + length <= size) return;
-  throw new InputError('bytes outside the file', { where: name, got: `${offset} + ${length}`, wanted: `within ${size}` });
+  throw new InputError('bytes outside the file', {
+    where: name,
+    got: `${offset} + ${length}`,
+    wanted: `within ${size}`,
+  });
 }

@@ -1,5 +1,5 @@
-// A file behind a URL: reads and streams its chunks from the cache as they land, whoever downloads them,
-// this tab or another one. Where nothing can be kept, parts come straight from the network.
+// A file behind a URL: reads and streams its chunks from the cache as they land, whoever downloads
+// them, this tab or another one. Where nothing can be kept, parts come straight from the network.
 
 import { AbortedError, StoreError } from './errors.js';
 import { Download } from './download.js';
@@ -56,13 +56,15 @@ export class UrlFile {
   async begin() {
     const begin = performance.now();
     const { signal } = this.#control;
-    this.done = this.#obtain().catch((error) => {
-      this.#failure ??= signal.aborted ? new AbortedError('aborted', { cause: error }) : error;
-      throw this.#failure;
-    }).finally(() => {
-      this.stats.download_ms = performance.now() - begin;
-      this.#change();
-    });
+    this.done = this.#obtain()
+      .catch((error) => {
+        this.#failure ??= signal.aborted ? new AbortedError('aborted', { cause: error }) : error;
+        throw this.#failure;
+      })
+      .finally(() => {
+        this.stats.download_ms = performance.now() - begin;
+        this.#change();
+      });
     this.done.catch(() => {}); // begin, read and stream report it too
     while (!this.identity) {
       if (this.#failure) throw this.#failure;
@@ -117,7 +119,8 @@ export class UrlFile {
   // --- obtaining
 
   async #obtain() {
-    if (!canKeep()) return this.#goDirect('this page can not keep files: it is not a secure context');
+    if (!canKeep())
+      return this.#goDirect('this page can not keep files: it is not a secure context');
     const shelf = (this.#shelf = await Shelf.open(this.url));
     const index = await shelf.index();
     if (index?.complete) {
@@ -135,7 +138,12 @@ export class UrlFile {
       while (!leading && !signal.aborted) {
         const now = await shelf.index();
         // An index that moves has been checked against the server by its downloader.
-        if (!leading && now && now.size !== null && (now.complete || now.last_used > (index?.last_used ?? 0))) {
+        if (
+          !leading &&
+          now &&
+          now.size !== null &&
+          (now.complete || now.last_used > (index?.last_used ?? 0))
+        ) {
           this.#adopt(now);
           this.#report();
         }
@@ -148,25 +156,30 @@ export class UrlFile {
 
   /** As the only downloader of this file. @param {Shelf} shelf */
   async #lead(shelf) {
-    const download = new Download(this.url, shelf, {
-      known: (index) => this.#adopt(index),
-      landed: (n, bytes) => {
-        this.#partial -= bytes.length;
-        this.#remember(n, bytes);
-        this.#change();
+    const download = new Download(
+      this.url,
+      shelf,
+      {
+        known: (index) => this.#adopt(index),
+        landed: (n, bytes) => {
+          this.#partial -= bytes.length;
+          this.#remember(n, bytes);
+          this.#change();
+        },
+        received: (bytes) => {
+          this.stats.network_bytes += bytes;
+          this.#partial += bytes;
+          this.#report();
+        },
+        asked: () => {
+          this.#partial = 0;
+          this.stats.requests += 1;
+        },
       },
-      received: (bytes) => {
-        this.stats.network_bytes += bytes;
-        this.#partial += bytes;
-        this.#report();
-      },
-      asked: () => {
-        this.#partial = 0;
-        this.stats.requests += 1;
-      },
-    }, this.#control.signal);
+      this.#control.signal,
+    );
     try {
-      await download.run(this.identity ? this.#index?.etag ?? '' : '');
+      await download.run(this.identity ? (this.#index?.etag ?? '') : '');
     } catch (error) {
       if (!(error instanceof DOMException && error.name === 'QuotaExceededError')) throw error;
       await this.#goDirect('the browser gives no more space');
@@ -183,14 +196,16 @@ export class UrlFile {
       await answer.body.cancel();
       if (answer.size === null) {
         throw new StoreError('the server does not say how large the file is', {
-          where: this.url, hint: 'Serve it with Content-Length, uncompressed.',
+          where: this.url,
+          hint: 'Serve it with Content-Length, uncompressed.',
         });
       }
       this.#adopt(newIndex(this.url, answer));
     }
     this.#direct = new Direct(this.url, this.#index?.etag ?? '', count, signal);
     const message = `${this.name}: ${why}, so it is read from the network again on every visit`;
-    for (const listener of this.#listeners) listener({ stage: 'warning', done: 0, total: this.size, message });
+    for (const listener of this.#listeners)
+      listener({ stage: 'warning', done: 0, total: this.size, message });
     this.#change();
   }
 
@@ -208,7 +223,11 @@ export class UrlFile {
 
   // --- chunks
 
-  /** Chunk `n`, when it is there; the caller owns it. @param {number} n @returns {Promise<Bytes>} */
+  /**
+   * Chunk `n`, when it is there; the caller owns it.
+   * @param {number} n
+   * @returns {Promise<Bytes>}
+   */
   async #chunk(n) {
     while (true) {
       const recent = this.#recent.get(n);
@@ -230,12 +249,23 @@ export class UrlFile {
     }
   }
 
-  /** Gets a chunk again that was evicted or spoilt. @param {Shelf} shelf @param {number} n @param {string} hash */
+  /**
+   * Gets a chunk again that was evicted or spoilt.
+   * @param {Shelf} shelf
+   * @param {number} n
+   * @param {string} hash
+   */
   async #repair(shelf, n, hash) {
     const start = n * CHUNK;
-    const direct = new Direct(this.url, this.#index?.etag ?? '', (count) => {
-      this.stats.network_bytes += count;
-    }, this.#control.signal, true);
+    const direct = new Direct(
+      this.url,
+      this.#index?.etag ?? '',
+      (count) => {
+        this.stats.network_bytes += count;
+      },
+      this.#control.signal,
+      true,
+    );
     this.stats.requests += 1;
     const bytes = await direct.read(start, Math.min(this.size, start + CHUNK));
     await direct.close();
@@ -246,7 +276,11 @@ export class UrlFile {
     return bytes;
   }
 
-  /** Keeps a chunk that nobody else uses for whoever asks next. @param {number} n @param {Bytes} bytes */
+  /**
+   * Keeps a chunk that nobody else uses for whoever asks next.
+   * @param {number} n
+   * @param {Bytes} bytes
+   */
   #remember(n, bytes) {
     this.#recent.set(n, bytes);
     const [oldest] = this.#recent;

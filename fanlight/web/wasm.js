@@ -1,7 +1,7 @@
-// Executor of wasm plans. In: a plan and its files. Out: a session with run, read, repeat and dispose.
-// One memory holds everything, at offsets fixed at load; JavaScript enters the module once per program and
-// all threads walk its steps inside. Thread 0 is the worker that this runs in, the others are
-// wasm_thread.js. Knows nothing of models.
+// Executor of wasm plans. In: a plan and its files. Out: a session with run, read, repeat and
+// dispose. One memory holds everything, at offsets fixed at load; JavaScript enters the module once
+// per program and all threads walk its steps inside. Thread 0 is the worker that this runs in, the
+// others are wasm_thread.js. Knows nothing of models.
 
 import { DeviceError, PlanError, throwIfAborted } from './errors.js';
 import { STAGING, readPlan } from './plan.js';
@@ -13,7 +13,9 @@ import { weightBytes, weightChunks } from './weights.js';
 /** @typedef {import('./plan.js').WasmModule} WasmModule */
 /** @typedef {import('./session.js').Progress} Progress */
 /** @typedef {import('./weights.js').File} File */
-/** @typedef {{run(program: number, tid: number, threads: number): void, start(program: number, threads: number): void, quit(): void}} Exports */
+/**
+ * @typedef {{run(program: number, tid: number, threads: number): void, start(program: number, threads: number): void, quit(): void}} Exports
+ */
 
 const PAGE = 65536;
 const MOST_PAGES = 65536;
@@ -29,14 +31,16 @@ export function canShareMemory() {
 }
 
 /**
- * Loads a plan: weights resident, threads waiting. Throws PlanError, DeviceError, StoreError, AbortedError;
+ * Loads a plan: weights resident, threads waiting. Throws PlanError, DeviceError, StoreError,
+ * AbortedError;
  * then nothing is left behind.
  * @param {ArrayBuffer | Uint8Array} planBytes @param {Map<string, File>} files
  * @param {import('./session.js').LoadOptions} [options] @returns {Promise<WasmSession>}
  */
 export async function load(planBytes, files, { progress, signal, threads } = {}) {
   const plan = readPlan(planBytes);
-  if (plan.target !== 'wasm' || !plan.wasm) throw new PlanError('not a plan for wasm', { got: plan.target });
+  if (plan.target !== 'wasm' || !plan.wasm)
+    throw new PlanError('not a plan for wasm', { got: plan.target });
   if (plan.wasm.threads && !canShareMemory()) {
     throw new PlanError('the plan was compiled for threads, but this page can not share memory', {
       hint: 'Compile without threads, or serve the page with cross-origin isolation.',
@@ -57,7 +61,10 @@ export async function load(planBytes, files, { progress, signal, threads } = {})
 function threadCount(plan, wanted) {
   if (!plan.wasm?.threads) return 1;
   const most = plan.maxima.get('threads') ?? Infinity;
-  return Math.max(1, Math.min(wanted ?? Math.min(navigator.hardwareConcurrency, MOST_THREADS), most));
+  return Math.max(
+    1,
+    Math.min(wanted ?? Math.min(navigator.hardwareConcurrency, MOST_THREADS), most),
+  );
 }
 
 /** A loaded plan; session.js says what the calls promise. */
@@ -86,8 +93,13 @@ export class WasmSession {
     this.view = new DataView(this.memory.buffer);
     /** @type {import('./session.js').SessionInfo} */
     this.info = {
-      backend: 'wasm', adapter: `${threads} thread${threads > 1 ? 's' : ''}`, resident_bytes: end,
-      upload_ms: 0, pipelines_ms: 0, threads, extra: {},
+      backend: 'wasm',
+      adapter: `${threads} thread${threads > 1 ? 's' : ''}`,
+      resident_bytes: end,
+      upload_ms: 0,
+      pipelines_ms: 0,
+      threads,
+      extra: {},
     };
   }
 
@@ -106,7 +118,11 @@ export class WasmSession {
 
   // --- load
 
-  /** @param {Map<string, File>} files @param {(progress: Progress) => void} progress @param {AbortSignal} [signal] */
+  /**
+   * @param {Map<string, File>} files
+   * @param {(progress: Progress) => void} progress
+   * @param {AbortSignal} [signal]
+   */
   async load(files, progress, signal) {
     const begin = performance.now();
     await this.#instantiate();
@@ -114,7 +130,8 @@ export class WasmSession {
     progress({ stage: 'compile', done: 1, total: 1 });
     await this.#upload(files, progress, signal);
     this.info.upload_ms = performance.now() - begin - this.info.pipelines_ms;
-    for (const [name, at] of this.dimsAt) this.#setDim(at, name === 'threads' ? this.threads : this.plan.maxima.get(name) ?? 0);
+    for (const [name, at] of this.dimsAt)
+      this.#setDim(at, name === 'threads' ? this.threads : (this.plan.maxima.get(name) ?? 0));
     if (this.plan.programs.has('load')) await this.run('load');
   }
 
@@ -122,7 +139,9 @@ export class WasmSession {
     const { memory, module, plan } = this;
     let compiled;
     try {
-      compiled = await WebAssembly.compile(/** @type {Uint8Array<ArrayBuffer>} */ (plan.segments[module.segment]));
+      compiled = await WebAssembly.compile(
+        /** @type {Uint8Array<ArrayBuffer>} */ (plan.segments[module.segment]),
+      );
       const instance = await WebAssembly.instantiate(compiled, { env: { memory } });
       this.#exports = /** @type {Exports} */ (/** @type {unknown} */ (instance.exports));
     } catch (cause) {
@@ -131,33 +150,54 @@ export class WasmSession {
     const tids = Array.from({ length: this.threads - 1 }, (_, i) => i + 1);
     await Promise.all(tids.map((tid) => this.#startThread(tid, compiled)));
     // The module's own data is in place only now: every instance writes it again.
-    [...this.places.values()].forEach(({ at }, i) => this.view.setUint32(module.buffers_at + 4 * i, at, true));
+    [...this.places.values()].forEach(({ at }, i) =>
+      this.view.setUint32(module.buffers_at + 4 * i, at, true),
+    );
     for (const [name, at] of this.dimsAt) this.#setDim(at, name === 'threads' ? this.threads : 0);
     for (const worker of this.#workers) worker.postMessage('enter');
   }
 
-  /** Resolves when the thread has its instance. @param {number} tid @param {WebAssembly.Module} module */
+  /**
+   * Resolves when the thread has its instance.
+   * @param {number} tid
+   * @param {WebAssembly.Module} module
+   */
   #startThread(tid, module) {
     const { memory, threads } = this;
     return new Promise((resolve, reject) => {
-      const worker = new Worker(new URL('./wasm_thread.js', import.meta.url), { type: 'module', name: `thread ${tid}` });
+      const worker = new Worker(new URL('./wasm_thread.js', import.meta.url), {
+        type: 'module',
+        name: `thread ${tid}`,
+      });
       this.#workers.push(worker);
       worker.onmessage = resolve;
       worker.onerror = (event) => {
-        this.#failure = new DeviceError('a thread could not start', { where: `thread ${tid}`, got: event.message });
+        this.#failure = new DeviceError('a thread could not start', {
+          where: `thread ${tid}`,
+          got: event.message,
+        });
         reject(this.#failure);
       };
       worker.postMessage({ module, memory, tid, threads });
     });
   }
 
-  /** @param {Map<string, File>} files @param {(progress: Progress) => void} progress @param {AbortSignal} [signal] */
+  /**
+   * @param {Map<string, File>} files
+   * @param {(progress: Progress) => void} progress
+   * @param {AbortSignal} [signal]
+   */
   async #upload(files, progress, signal) {
     const total = weightBytes(this.plan);
     const staging = this.places.get(STAGING) ?? { at: 0, bytes: 0 };
     let done = 0;
-    const limit = (/** @type {import('./plan.js').Weight} */ w) => (w.steps.length ? staging.bytes : Math.max(CHUNK, w.unit));
-    for await (const { weight, index, first, count, bytes } of weightChunks(this.plan, files, limit)) {
+    const limit = (/** @type {import('./plan.js').Weight} */ w) =>
+      w.steps.length ? staging.bytes : Math.max(CHUNK, w.unit);
+    for await (const { weight, index, first, count, bytes } of weightChunks(
+      this.plan,
+      files,
+      limit,
+    )) {
       throwIfAborted(signal);
       if (weight.steps.length) {
         this.bytes.set(bytes, staging.at);
@@ -169,7 +209,11 @@ export class WasmSession {
         const place = /** @type {{at: number, bytes: number}} */ (this.places.get(weight.buffer));
         const end = first * weight.unit + bytes.length;
         if (end > place.bytes) {
-          throw new PlanError('too many bytes', { where: `weight ${weight.name}`, got: end, wanted: place.bytes });
+          throw new PlanError('too many bytes', {
+            where: `weight ${weight.name}`,
+            got: end,
+            wanted: place.bytes,
+          });
         }
         this.bytes.set(bytes, place.at + first * weight.unit);
       }
@@ -190,14 +234,24 @@ export class WasmSession {
     });
   }
 
-  /** Bytes of a buffer after all earlier runs. @param {string} name @param {number} [offset] @param {number} [length] */
+  /**
+   * Bytes of a buffer after all earlier runs.
+   * @param {string} name
+   * @param {number} [offset]
+   * @param {number} [length]
+   */
   read(name, offset = 0, length) {
     return this.#turns.take(async () => this.#copyOut(name, offset, length));
   }
 
-  /** Runs `program` up to `times` times; `onChunk` gets the bytes of `read` after each. Stops where it returns
+  /**
+   * Runs `program` up to `times` times; `onChunk` gets the bytes of `read` after each. Stops where
+   * it returns
    * false; throws AbortedError where `signal` is aborted.
-   * @param {string} program @param {number} times @param {string} read @param {Record<string, number>} dims
+   * @param {string} program
+   * @param {number} times
+   * @param {string} read
+   * @param {Record<string, number>} dims
    * @param {(bytes: Uint8Array<ArrayBuffer>) => unknown} onChunk @param {AbortSignal} [signal] */
   repeat(program, times, read, dims, onChunk, signal) {
     return this.#turns.take(async () => {
@@ -220,13 +274,18 @@ export class WasmSession {
     this.#exports = null;
   }
 
-  /** @param {string} program @param {Record<string, Uint8Array>} feeds @param {Record<string, number>} dims */
+  /**
+   * @param {string} program
+   * @param {Record<string, Uint8Array>} feeds
+   * @param {Record<string, number>} dims
+   */
   #begin(program, feeds, dims) {
     programOf(this.plan, program);
     checkDims(this.plan, dims);
     checkFeeds(this.plan, feeds, (name) => this.places.get(name)?.bytes ?? 0);
     for (const [name, value] of Object.entries(dims)) this.#setDim(this.dimsAt.get(name), value);
-    for (const [name, bytes] of Object.entries(feeds)) this.bytes.set(bytes, this.places.get(name)?.at);
+    for (const [name, bytes] of Object.entries(feeds))
+      this.bytes.set(bytes, this.places.get(name)?.at);
   }
 
   /** Runs an entry of the module on all threads. @param {string} name */
@@ -240,7 +299,10 @@ export class WasmSession {
       else exports.run(number, 0, 1);
     } catch (cause) {
       this.#failure = new DeviceError('the module stopped', {
-        where: `program ${name}`, got: cause, cause, hint: 'Load the model again.',
+        where: `program ${name}`,
+        got: cause,
+        cause,
+        hint: 'Load the model again.',
       });
       throw this.#failure;
     }
@@ -268,12 +330,19 @@ function allocate(bytes, shared) {
   const pages = Math.ceil(bytes / PAGE);
   const hint = 'Choose a smaller model or context, close other pages, or use the webgpu device.';
   if (pages > MOST_PAGES) {
-    throw new DeviceError('the plan needs more than the 4 GB that WebAssembly has', { got: bytes, hint });
+    throw new DeviceError('the plan needs more than the 4 GB that WebAssembly has', {
+      got: bytes,
+      hint,
+    });
   }
   try {
     return new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
   } catch (cause) {
-    throw new DeviceError(`the browser could not give ${bytes} bytes of memory`, { got: cause, cause, hint });
+    throw new DeviceError(`the browser could not give ${bytes} bytes of memory`, {
+      got: cause,
+      cause,
+      hint,
+    });
   }
 }
 
@@ -283,7 +352,10 @@ const waiting = [];
 port1.onmessage = () => waiting.shift()?.();
 /** @type {any} */ (port1).unref?.(); // node would wait for it
 
-/** Resolves after the messages that are waiting were handled; unlike a timeout it is never slowed down. */
+/**
+ * Resolves after the messages that are waiting were handled; unlike a timeout it is never slowed
+ * down.
+ */
 function macrotask() {
   return new Promise((resolve) => {
     waiting.push(() => resolve(undefined));

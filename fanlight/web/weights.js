@@ -1,17 +1,23 @@
-// The bytes of a plan's weights, in chunks cut at units: what both executors feed from. In: the plan and
-// its files. Out: chunks in the order of the files, so that a model can load while it is downloaded.
-// Weights that lie side by side come from one stream. Knows nothing of devices.
+// The bytes of a plan's weights, in chunks cut at units: what both executors feed from. In: the
+// plan and its files. Out: chunks in the order of the files, so that a model can load while it is
+// downloaded. Weights that lie side by side come from one stream. Knows nothing of devices.
 
 import { PlanError, TruncatedError } from './errors.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
 /** @typedef {import('./plan.js').Weight} Weight */
-/** @typedef {{size: number, stream(offset: number, length: number): AsyncIterable<Uint8Array>}} File */
-/** @typedef {{weight: Weight, index: number, first: number, count: number, bytes: Uint8Array}} Chunk
+/**
+ * @typedef {{size: number, stream(offset: number, length: number): AsyncIterable<Uint8Array>}} File
+ */
+/**
+ * @typedef {{weight: Weight, index: number, first: number, count: number, bytes: Uint8Array}} Chunk
  * units `[first, first + count)` of a weight; `bytes` is valid until the next chunk is asked for */
 /** @typedef {(weight: Weight) => number} Limit the most bytes in one chunk of a weight */
 
-/** Streams are not cut for gaps up to this many bytes: reading over them is cheaper than starting again. */
+/**
+ * Streams are not cut for gaps up to this many bytes: reading over them is cheaper than starting
+ * again.
+ */
 const GAP = 1 << 20;
 
 /** Bytes of all weights together. @param {Plan} plan */
@@ -29,12 +35,22 @@ export async function* weightChunks(plan, files, limit) {
   for (const entry of entries) {
     const { segment, offset, length } = entry.weight.source;
     if (segment === undefined) continue;
-    yield* cut(entry, new Pieces(once(plan.segments[segment].subarray(offset, offset + length))), limit);
+    yield* cut(
+      entry,
+      new Pieces(once(plan.segments[segment].subarray(offset, offset + length))),
+      limit,
+    );
   }
-  const names = new Set(plan.weights.map((w) => w.source.file).filter((name) => name !== undefined));
+  const names = new Set(
+    plan.weights.map((w) => w.source.file).filter((name) => name !== undefined),
+  );
   for (const name of names) {
     const file = files.get(name);
-    if (!file) throw new PlanError('a file of the plan was not given', { got: name, wanted: [...files.keys()] });
+    if (!file)
+      throw new PlanError('a file of the plan was not given', {
+        got: name,
+        wanted: [...files.keys()],
+      });
     const here = entries.filter(({ weight }) => weight.source.file === name);
     here.sort((a, b) => a.weight.source.offset - b.weight.source.offset);
     for (const group of neighbours(here)) {
@@ -43,7 +59,10 @@ export async function* weightChunks(plan, files, limit) {
       const end = last.source.offset + last.source.length;
       if (end > file.size) {
         throw new PlanError('a weight lies outside its file', {
-          where: `weight ${last.name}`, got: end, wanted: file.size, hint: 'The file is not the one compiled.',
+          where: `weight ${last.name}`,
+          got: end,
+          wanted: file.size,
+          hint: 'The file is not the one compiled.',
         });
       }
       const pieces = new Pieces(file.stream(start, end - start)[Symbol.asyncIterator]());
@@ -75,13 +94,19 @@ function neighbours(entries) {
   return groups;
 }
 
-/** The chunks of one weight, whose bytes are the next of `pieces`. @param {Entry} entry @param {Pieces} pieces
+/**
+ * The chunks of one weight, whose bytes are the next of `pieces`.
+ * @param {Entry} entry
+ * @param {Pieces} pieces
  * @param {Limit} limit @returns {AsyncGenerator<Chunk, void, void>} */
 async function* cut({ weight, index }, pieces, limit) {
   const { unit, source } = weight;
   const most = Math.floor(limit(weight) / unit) * unit;
-  if (most <= 0) throw new PlanError('the staging buffer is smaller than a unit', { where: `weight ${weight.name}` });
-  for (let at = 0; at < source.length; ) {
+  if (most <= 0)
+    throw new PlanError('the staging buffer is smaller than a unit', {
+      where: `weight ${weight.name}`,
+    });
+  for (let at = 0; at < source.length;) {
     const size = Math.min(most, source.length - at);
     let bytes = await pieces.next(size);
     const whole = Math.floor(bytes.length / unit) * unit;
@@ -124,7 +149,10 @@ class Pieces {
   async next(most) {
     while (this.#used === this.#rest.length) {
       const { done, value } = await this.source.next();
-      if (done) throw new TruncatedError('the file ended early', { where: `byte ${this.position} of a stream` });
+      if (done)
+        throw new TruncatedError('the file ended early', {
+          where: `byte ${this.position} of a stream`,
+        });
       this.#rest = value;
       this.#used = 0;
     }

@@ -75,10 +75,8 @@ def test_load(page: Page, origin: Origin, large: str, target: Target, visit: int
     if visit == 1:
         page.evaluate("(url) => executor.request('remove', { url })", large)
     seen = watch(page, LOAD, {"url": large, "plan": plan(target)})
-    print(
     name = f"{target}, visit {visit}"
     print(f"{name}: peak {seen.peak / MB:.1f} MB in {seen.samples} samples, {seen.result}")
-    )
     at = 7 * (SIZE // PARTS) + 4096
     assert seen.result["part"] == origin.files["large"].data[at : at + 16].hex()
     assert seen.samples > 3
