@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
 from fanlight.plan import encode
-from tests import torture
+from tests import torture, torture_wasm
 from tests.web.origin import Origin, Served
 
 pytestmark = pytest.mark.browser
@@ -69,11 +70,10 @@ def test_webgpu(page: Page, origin: Origin) -> None:
     check(page, origin, torture.build("webgpu"), 1)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_wasm(page: Page, origin: Origin, threads: Literal[1, 2]) -> None:
-    pytest.importorskip("tests.torture_wasm")
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_wasm(page: Page, origin: Origin, threads: int) -> None:
+    """``threads`` 0: a module without them."""
     test = torture.build("wasm")
-    assert test.plan.wasm is not None
-    if threads > 1 and not test.plan.wasm.threads:
-        pytest.skip("the plan has no threads")
-    check(page, origin, test, threads)
+    if threads:
+        test = replace(test, plan=torture_wasm.with_threads(test.plan))
+    check(page, origin, test, max(threads, 1))
