@@ -1,0 +1,327 @@
+// The page: load a model, talk to it. Only fanlight.js is used, as any other page would.
+//
+// Address:  ?model=URL&device=auto|webgpu|wasm  fill the form. With &auto=1 the model is loaded at once and, with
+// &prompt=…, asked; &max_new_tokens=, &context= and &relaxed_simd=1 are handed on.
+//
+// For measurements `window.fanlightReport` is a promise of the first answer's numbers; it never rejects:
+//   {prompt, model, backend, adapter, threads, isolated, reply, tokens (how many), prompt_tokens, finish_reason,
+//    ready_ms        navigation → weights resident, pipelines made, prompt tokenised (sensible with auto=1 only)
+//    done_ms         navigation → end of the answer
+//    first_token_ms  prompt tokenised → first token; prefill_ms, prefill_tok_s, decode_tok_s
+//    python_ms       start of Python's worker → fanlight imported
+//    header_ms, compile_ms (graph → plan), tokenizer_ms, pipelines_ms (the device's compiler), upload_ms, load_ms
+//    open_ms, download_ms, network_bytes, cache_bytes, requests        of the model's file
+//    resident_bytes}                                                   what the plan holds on the device
+// or {error: {code, message, what, where, hint}}. `performance` has the marks fanlight:start, fanlight:loaded,
+// fanlight:ready, fanlight:first-piece, fanlight:done; a dispatched `fanlight:piece` event holds each piece.
+
+import { AbortedError, FanlightError, pipeline } from './fanlight.js';
+
+/** @typedef {import('./fanlight.js').Generator} Generator */
+/** @typedef {import('./fanlight.js').Generation} Generation */
+/** @typedef {import('./fanlight.js').Progress} Progress */
+
+const DEFAULT_MODEL = '';
+const STAGES = ['python', 'download', 'compile', 'load'];
+
+/** @template {HTMLElement} T @param {string} id @param {new () => T} type @returns {T} */
+function element(id, type) {
+  const found = document.getElementById(id);
+  if (!(found instanceof type)) throw new Error(`the page lacks #${id}`);
+  return found;
+}
+const sections = ['chooser', 'loading', 'error', 'chat'].map((id) => element(id, HTMLElement));
+const modelInput = element('model', HTMLInputElement);
+const deviceInput = element('device', HTMLSelectElement);
+const fileInput = element('file', HTMLInputElement);
+const promptInput = element('prompt', HTMLTextAreaElement);
+const log = element('log', HTMLElement);
+const status = element('status', HTMLElement);
+const sendButton = element('send', HTMLButtonElement);
+const stopButton = element('stop', HTMLButtonElement);
+
+const query = new URLSearchParams(location.search);
+/** @type {Generator | null} */
+let generator = null;
+/** @type {AbortController | null} */
+let loading = null;
+/** @type {Generation | null} */
+let answering = null;
+/** @type {{role: string, content: string}[]} */
+let messages = [];
+/** What `Try again` does. @type {() => void} */
+let again = () => {};
+/** @type {(report: object) => void} */
+let report = () => {};
+/** @type {any} */ (window).fanlightReport = new Promise((resolve) => {
+  report = resolve;
+});
+
+/** Shows these sections and hides the others. @param {...string} ids */
+function show(...ids) {
+  for (const section of sections) section.hidden = !ids.includes(section.id);
+}
+
+// --- loading
+
+/** @param {string | File} model */
+async function load(model) {
+  const control = (loading = new AbortController());
+  resetStages();
+  show('loading');
+  status.textContent = '';
+  performance.mark('fanlight:start');
+  const started = performance.now();
+  try {
+    generator = await pipeline('text-generation', model, {
+      device: /** @type {any} */ (deviceInput.value), signal: control.signal, progress: showProgress, ...options(),
+    });
+  } catch (error) {
+    if (error instanceof AbortedError) return show('chooser');
+    again = () => void load(model);
+    return fail(error, 'chooser');
+  } finally {
+    loading = null;
+  }
+  performance.mark('fanlight:loaded');
+  const { info } = generator;
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  const place = info.backend === 'webgpu' ? `WebGPU (${info.adapter})` : `WebAssembly, ${info.adapter}`;
+  element('summary', HTMLElement).textContent = `${info.model} · ${place} · ${megabytes(info.resident_bytes)}`;
+  const slow = info.backend === 'wasm' && !info.isolated;
+  status.textContent = `Loaded in ${seconds} s.` + (slow
+    ? ' One thread only: this page is not cross-origin isolated. The server can change that with the headers'
+      + ' Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.'
+    : '');
+  messages = [];
+  log.replaceChildren();
+  show('chat');
+  promptInput.focus();
+}
+
+/** What the address says beside the form. */
+function options() {
+  /** @type {import('./fanlight.js').PipelineOptions} */
+  const found = {};
+  if (query.has('context')) found.context = Number(query.get('context'));
+  if (query.has('relaxed_simd')) found.relaxed_simd = query.get('relaxed_simd') === '1';
+  return found;
+}
+
+function resetStages() {
+  for (const stage of STAGES) {
+    const { item, bar, amount } = stageParts(stage);
+    item.className = '';
+    bar.value = 0;
+    amount.textContent = '';
+  }
+}
+
+/** @param {string} stage */
+function stageParts(stage) {
+  const item = /** @type {HTMLElement} */ (document.querySelector(`#stages [data-stage="${stage}"]`));
+  const bar = /** @type {HTMLProgressElement} */ (item.querySelector('progress'));
+  const amount = /** @type {HTMLElement} */ (item.querySelector('.amount'));
+  return { item, bar, amount };
+}
+
+/** @param {Progress} progress */
+function showProgress({ stage, done, total, message }) {
+  if (stage === 'warning') status.textContent = message ?? '';
+  if (!STAGES.includes(stage)) return;
+  const { item, bar, amount } = stageParts(stage);
+  const whole = done >= total;
+  item.className = whole ? 'done' : 'busy';
+  if (!whole && total <= 1) bar.removeAttribute('value'); // busy, nobody knows how far
+  else bar.value = total ? done / total : 1;
+  if (total <= 1) amount.textContent = whole ? '' : '…';
+  else if (stage === 'compile') amount.textContent = `${done} of ${total} kernels`;
+  else amount.textContent = whole ? megabytes(total) : `${megabytes(done)} of ${megabytes(total)}`;
+}
+
+/** @param {number} bytes */
+function megabytes(bytes) {
+  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+}
+
+// --- errors
+
+/** Shows what happened and what to do, above `place`. @param {unknown} error @param {string} place */
+function fail(error, place) {
+  const { code, message, what, where, hint } = error instanceof FanlightError
+    ? error
+    : { code: 'FanlightError', message: String(error), what: 'something in the page failed', where: '', hint: '' };
+  element('error-title', HTMLElement).textContent = sentence(what);
+  const rest = hint ? message.replace(hint, '').trim() : message;
+  element('error-detail', HTMLElement).textContent = `${code}: ${rest}`;
+  element('error-hint', HTMLElement).textContent = sentence(hint || 'Reload the page and try again.');
+  show('error', place);
+  element('retry', HTMLButtonElement).focus();
+  report({ error: { code, message, what, where, hint } });
+}
+
+/** @param {string} text */
+function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(whole) ? whole : `${whole}.`;
+}
+
+// --- answers
+
+/** @param {string} prompt */
+async function ask(prompt) {
+  if (!generator || answering) return;
+  show('chat');
+  again = () => void ask(prompt);
+  const asked = { role: 'user', content: prompt };
+  const question = addTurn('user', prompt);
+  const turn = addTurn('assistant busy', '');
+  log.setAttribute('aria-busy', 'true'); // read aloud when it is whole
+  const numbers = document.createElement('p');
+  numbers.className = 'numbers';
+  log.append(numbers);
+  const times = { ready: 0, first: 0 };
+  const progress = (/** @type {Progress} */ { total }) => {
+    performance.mark('fanlight:ready');
+    times.ready = performance.now();
+    numbers.textContent = `Reading ${total} tokens…`;
+  };
+  const limit = Number(query.get('max_new_tokens') ?? 512);
+  const current = (answering = generator([...messages, asked], { max_new_tokens: limit, progress }));
+  busy(true);
+  try {
+    let pieces = 0;
+    for await (const piece of current) {
+      if (!pieces++) {
+        performance.mark('fanlight:first-piece');
+        times.first = performance.now();
+      }
+      turn.append(piece);
+      window.dispatchEvent(new CustomEvent('fanlight:piece', { detail: piece }));
+      const rate = (pieces - 1) / Math.max(1e-3, (performance.now() - times.first) / 1000);
+      numbers.textContent = pieces > 1 ? `${rate.toFixed(1)} tokens/s` : '';
+      scrollDown();
+    }
+    const result = await current;
+    if (!turn.isConnected) return; // the conversation was cleared meanwhile
+    messages.push(asked, { role: 'assistant', content: result.text });
+    numbers.textContent = describe(result);
+    await tell(generator, prompt, result, times.ready);
+  } catch (error) {
+    if (!turn.isConnected) return;
+    for (const part of [question, turn, numbers]) part.remove();
+    if (!promptInput.value) promptInput.value = prompt;
+    fail(error, 'chat');
+  } finally {
+    turn.classList.remove('busy');
+    log.removeAttribute('aria-busy');
+    answering = null;
+    busy(false);
+    scrollDown();
+  }
+}
+
+/** @param {boolean} now */
+function busy(now) {
+  sendButton.hidden = now;
+  stopButton.hidden = !now;
+  const left = document.activeElement === (now ? sendButton : stopButton) || document.activeElement === document.body;
+  if (left) (now ? stopButton : promptInput).focus(); // the focused button has just gone
+}
+
+/** @param {string} kind @param {string} text */
+function addTurn(kind, text) {
+  const turn = document.createElement('p');
+  turn.className = `turn ${kind}`;
+  turn.textContent = text;
+  log.append(turn);
+  return turn;
+}
+
+/** @param {import('./fanlight.js').Result} result */
+function describe({ tokens, prompt_tokens, finish_reason, timings }) {
+  const ends = { stop: '', length: ', cut at the limit', abort: ', stopped' };
+  const parts = [`${prompt_tokens} tokens read`, `${tokens.length} written${ends[finish_reason]}`];
+  if (timings.decode_tok_s) parts.push(`${timings.decode_tok_s.toFixed(1)} tokens/s`);
+  if (timings.first_token_ms) parts.push(`first after ${(timings.first_token_ms / 1000).toFixed(2)} s`);
+  return parts.join(' · ');
+}
+
+/** Fulfils `window.fanlightReport`. @param {Generator} used @param {string} prompt
+ * @param {import('./fanlight.js').Result} result @param {number} ready */
+async function tell({ info, stats }, prompt, result, ready) {
+  performance.mark('fanlight:done');
+  const done = performance.now();
+  const { timings: loadTimings, extra: _, ...rest } = /** @type {any} */ (info);
+  const file = await stats().catch(() => ({})); // the rest of a file that is not needed may be lost
+  report({
+    prompt, ...rest, ...loadTimings, ...file, ...result.timings, reply: result.text, tokens: result.tokens.length,
+    prompt_tokens: result.prompt_tokens, finish_reason: result.finish_reason, ready_ms: ready, done_ms: done,
+  });
+}
+
+function scrollDown() {
+  const page = document.documentElement;
+  if (page.scrollHeight - page.clientHeight - page.scrollTop < 200) page.scrollTop = page.scrollHeight;
+}
+
+// --- what the user does
+
+element('load-form', HTMLFormElement).addEventListener('submit', (event) => {
+  event.preventDefault();
+  const model = modelInput.value.trim();
+  if (model) void load(model);
+  else modelInput.focus();
+});
+element('pick', HTMLButtonElement).addEventListener('click', () => fileInput.click());
+fileInput.addEventListener('change', () => {
+  const [file] = fileInput.files ?? [];
+  fileInput.value = ''; // the same file may be picked again
+  if (file) void load(file);
+});
+element('cancel', HTMLButtonElement).addEventListener('click', () => loading?.abort());
+element('retry', HTMLButtonElement).addEventListener('click', () => again());
+element('clear', HTMLButtonElement).addEventListener('click', () => {
+  answering?.abort();
+  messages = [];
+  log.replaceChildren();
+  promptInput.focus();
+});
+element('change', HTMLButtonElement).addEventListener('click', () => {
+  answering?.abort();
+  log.replaceChildren();
+  void generator?.dispose().catch((error) => fail(error, 'chooser'));
+  generator = null;
+  status.textContent = '';
+  show('chooser');
+  modelInput.focus();
+});
+element('ask-form', HTMLFormElement).addEventListener('submit', (event) => {
+  event.preventDefault();
+  const prompt = promptInput.value.trim();
+  if (!prompt || answering) return;
+  promptInput.value = '';
+  void ask(prompt);
+});
+promptInput.addEventListener('keydown', (event) => {
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  element('ask-form', HTMLFormElement).requestSubmit();
+});
+stopButton.addEventListener('click', () => answering?.abort());
+document.addEventListener('keydown', (event) => {
+  if (event.key === 'Escape') (answering ?? loading)?.abort();
+});
+
+modelInput.value = query.get('model') ?? DEFAULT_MODEL;
+const device = query.get('device');
+if ([...deviceInput.options].some(({ value }) => value === device)) deviceInput.value = device ?? 'auto';
+const prompt = query.get('prompt');
+if (prompt) promptInput.value = prompt;
+if (query.get('auto') === '1' && modelInput.value) {
+  await load(modelInput.value);
+  if (prompt && generator) {
+    promptInput.value = '';
+    void ask(prompt);
+  }
+}
