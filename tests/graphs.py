@@ -20,7 +20,7 @@ from fanlight.errors import GraphError
 from fanlight.ir import ops
 from fanlight.ir.graph import LEAVES, Graph, Node, Shape
 from fanlight.ir.ops import apply
-from fanlight.shapes import Dim, Size, dims_of, evaluate
+from fanlight.shapes import Dim, Size, dims_of, evaluate, product
 
 Array = NDArray[Any]
 T = Dim("T", "host", 6)
@@ -41,9 +41,12 @@ class RandomGraph:
     states: dict[str, tuple[DType, Shape]] = field(default_factory=dict)
 
 
-def random_graph(seed: int, size: int = 24) -> RandomGraph:
-    """A graph of about ``size`` ops with outputs, updates of both kinds and symbolic sizes."""
-    return _Maker(random.Random(seed), size).make()
+def random_graph(seed: int, size: int = 24, lanes: int = 1) -> RandomGraph:
+    """A graph of about ``size`` ops with outputs, updates of both kinds and symbolic sizes.
+
+    ``lanes``: what the rows of products, norms and gathers are a multiple of; targets may want 4.
+    """
+    return _Maker(random.Random(seed), size, lanes).make()
 
 
 def random_values(
@@ -66,8 +69,8 @@ def random_array(generator: np.random.Generator, dtype: DType, shape: list[int])
 
 
 class _Maker:
-    def __init__(self, rng: random.Random, size: int) -> None:
-        self.rng, self.size = rng, size
+    def __init__(self, rng: random.Random, size: int, lanes: int) -> None:
+        self.rng, self.size, self.lanes = rng, size, lanes
         self.made = RandomGraph(Graph(f"random{size}"))
         self.pool: list[Node] = []
         self.exact: dict[Node, int] = {}  # node → how many multiplications deep
@@ -318,6 +321,13 @@ class _Maker:
         if not x.shape:
             return
         last = x.shape[-1]
+        row = product(x.shape[1:]) if kind == "gather" else last
+        if (
+            kind != "argmax"
+            and self.lanes > 1
+            and not (isinstance(row, int) and row % self.lanes == 0)
+        ):
+            return
         if kind == "matmul" and isinstance(last, int):
             self._add(apply("matmul", x, self._leaf(dtypes.f32, (3, last))), None)
         elif kind == "rms_norm" and isinstance(last, int):
@@ -338,8 +348,8 @@ class _Maker:
             return
         rows = apply("tanh", self._leaf(dtypes.f32, (T, 2, 4)))
         caches = []
+        dtype = self.rng.choice((dtypes.f32, dtypes.f16))
         for name in ("k", "v"):
-            dtype = self.rng.choice((dtypes.f32, dtypes.f16))
             self.made.states[name] = (dtype, (CACHE, 2, 4))
             cache = ops.state(name, dtype, (CACHE, 2, 4))
             value = rows if name == "k" else self._leaf(dtypes.f32, (T, 2, 4))
