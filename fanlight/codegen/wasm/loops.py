@@ -105,27 +105,52 @@ def _natural(expr: Expr, children: tuple[_Node, ...]) -> bool:
     return False
 
 
-def _stride(node: _Node, axis: int) -> int | None:
-    """By how much the value grows from one index of ``axis`` to the next; None: not known."""
+def _stride(node: _Node, axis: int, aligned: bool) -> int | None:
+    """By how much the value grows from one of four lanes along ``axis`` to the next; None: not
+    known. ``aligned``: the first lane's index is a multiple of 4."""
     if axis not in node.axes:
         return 0
     if isinstance(node.expr, loops.Axis):
         return 1 if node.expr.type == "i32" else None
-    if isinstance(node.expr, loops.Apply) and len(node.children) == 2:
-        a, b = node.children
-        first, second = _stride(a, axis), _stride(b, axis)
-        if first is None or second is None:
-            return None
-        match node.expr.function:
-            case "add":
-                return first + second
-            case "sub":
-                return first - second
-            case "mul" if isinstance(b.expr, loops.Const):
-                return first * int(b.expr.value)
-            case "mul" if isinstance(a.expr, loops.Const):
-                return second * int(a.expr.value)
+    if not isinstance(node.expr, loops.Apply) or len(node.children) != 2:
+        return None
+    a, b = node.children
+    first, second = _stride(a, axis, aligned), _stride(b, axis, aligned)
+    if first is None or second is None:
+        return None
+    match node.expr.function:
+        case "add":
+            return first + second
+        case "sub":
+            return first - second
+        case "mul" if isinstance(b.expr, loops.Const):
+            return first * int(b.expr.value)
+        case "mul" if isinstance(a.expr, loops.Const):
+            return second * int(a.expr.value)
+        case "div" | "mod" if (
+            aligned
+            and first == 1
+            and node.natural
+            and _fours(a, axis)
+            and isinstance(b.expr, loops.Const)
+            and _fours(b, axis)
+        ):
+            # Four neighbours from a multiple of 4 lie between two multiples of the divisor.
+            return 0 if node.expr.function == "div" else 1
     return None
+
+
+def _fours(node: _Node, axis: int) -> bool:
+    """Whether the value is a multiple of 4 wherever the index along ``axis`` is one."""
+    if isinstance(node.expr, loops.Const):
+        return int(node.expr.value) % 4 == 0
+    if isinstance(node.expr, loops.Axis):
+        return node.expr.number == axis
+    if isinstance(node.expr, loops.Apply) and node.expr.function in ("add", "sub"):
+        return all(_fours(c, axis) for c in node.children)
+    if isinstance(node.expr, loops.Apply) and node.expr.function == "mul":
+        return any(_fours(c, axis) for c in node.children)
+    return False
 
 
 def _below(node: _Node) -> list[_Node]:
@@ -142,10 +167,10 @@ def _below(node: _Node) -> list[_Node]:
     return list(found.values())
 
 
-def _along(node: _Node, axis: int) -> bool:
+def _along(node: _Node, axis: int, aligned: bool) -> bool:
     """Whether all loads below move by one element or none along ``axis``."""
     loads = (n for n in _below(node) if isinstance(n.expr, loops.Load))
-    return all(_stride(n.children[0], axis) in (0, 1) for n in loads)
+    return all(_stride(n.children[0], axis, aligned) in (0, 1) for n in loads)
 
 
 # --- code
@@ -175,10 +200,18 @@ class _Emitter:
         self.at: dict[int, Value] = {n: i32(0) for n in range(len(kernel.shape))}
         self.scopes: list[dict[tuple[int, int | None], Value]] = [{}]
         reduces = [n for n in _below(self.value) if isinstance(n.expr, loops.Reduce)]
-        if not all(_along(n, self.inner) for n in reduces if self.inner in n.axes):
+        extent = kernel.shape[self.inner] if inner else 1
+        fours = isinstance(extent, int) and extent % 4 == 0
+        if not all(_along(n, self.inner, fours) for n in reduces if self.inner in n.axes):
             self.axis = None  # better lanes along the reduction
         self.wide = _wide(reduces, self.axis)
-        self.granule = 4 if kernel.output.bytes < 4 else 1 if reduces else _GRANULE
+        # Axes whose lanes begin at multiples of 4.
+        self.aligned = {n.expr.axis for n in reduces if isinstance(n.expr, loops.Reduce)}
+        self.aligned |= {self.inner} if fours else set()
+        if not reduces:
+            self.granule = _GRANULE
+        else:
+            self.granule = 1 if self.axis is None and kernel.output.bytes == 4 else 4
 
     def write(self) -> None:
         """The whole body: this thread's share of the elements, row by row."""
@@ -267,7 +300,7 @@ class _Emitter:
             return  # its body is seen from within only
         inner = vector
         if isinstance(node.expr, loops.Load) and self.axis is not None:
-            inner = vector and _stride(node.children[0], self.axis) not in (0, 1)
+            inner = vector and self._step(node) not in (0, 1)
         for child in node.children:
             self.hoist(child, axis, inner)
 
@@ -341,9 +374,14 @@ class _Emitter:
         index = self.number(node.children[0])
         return self.buffers[node.expr.param] + (index << shift if shift else index)
 
+    def _step(self, load: _Node) -> int | None:
+        """How the index of ``load`` moves from lane to lane."""
+        assert self.axis is not None
+        return _stride(load.children[0], self.axis, self.axis in self.aligned)
+
     def _load_lanes(self, node: _Node, param: int, axis: int) -> Value:
         w, dtype = self.w, self._dtype(param)
-        if _stride(node.children[0], axis) == 1:
+        if self._step(node) == 1:
             return lanes.load_row(w, dtype, self._address(node))
         shift = lanes.ACCESS[dtype].shift
         index = self.vector(node.children[0])

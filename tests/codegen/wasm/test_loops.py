@@ -182,9 +182,10 @@ def test_casts(source: str, target: str) -> None:
     check(shifted, [array], elements=13)
 
 
+@pytest.mark.parametrize("columns", [19, 20])
 @pytest.mark.parametrize("dtype", [d for d in loops.SCALAR if d != "bf16"])
-def test_loads_of_every_pattern(dtype: str) -> None:
-    """Transposed, broadcast, shifted, reversed and by division."""
+def test_loads_of_every_pattern(dtype: str, columns: int) -> None:
+    """Transposed, broadcast, shifted, reversed and by division; rows of fours and others."""
     x = random_array(np.random.default_rng(1), DTYPES[dtype], [400])
     i, j = Axis(0), Axis(1)
     row = apply("mul", i, integer(20))
@@ -194,14 +195,20 @@ def test_loads_of_every_pattern(dtype: str) -> None:
         j,
         integer(3),
         at(row, j, integer(5)),
-        at(row, apply("sub", integer(18), j)),
+        at(row, apply("sub", integer(19), j)),
+        at(row, apply("mod", j, integer(8))),
+        at(row, apply("mod", at(j, integer(4)), integer(8))),
+        at(row, apply("mod", at(j, integer(3)), integer(8))),
+        at(row, apply("mod", at(i, j), integer(8))),
+        at(row, apply("mod", apply("mul", j, integer(2)), integer(8))),
+        at(row, apply("div", apply("add", j, integer(8)), integer(4)), integer(0)),
         at(row, apply("div", j, integer(4))),
         at(row, apply("mod", j, integer(3))),
         at(row, apply("mul", apply("mod", j, integer(8)), integer(2))),
         apply("max", apply("sub", j, integer(4)), integer(0)),
     ):
         value = load(0, index, dtype)
-        check(LoopKernel("load", (13, 19), (DTYPES[dtype],), DTYPES[dtype], value), [x])
+        check(LoopKernel("load", (13, columns), (DTYPES[dtype],), DTYPES[dtype], value), [x])
 
 
 @pytest.mark.parametrize("kind", ["sum", "max", "min"])
