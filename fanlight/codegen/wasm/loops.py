@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from fanlight.codegen.wasm import lanes
 from fanlight.codegen.wasm.encoder import Function
+from fanlight.codegen.wasm.nodes import Node, Nodes, along, below, power_of_two, stride
 from fanlight.codegen.wasm.values import Local, Value, Writer, i32, i32x4, op, select
 from fanlight.kernels import loops
 from fanlight.kernels.launch import WasmKernel, WasmLaunch
-from fanlight.kernels.loops import Expr, LoopKernel
+from fanlight.kernels.loops import LoopKernel
 from fanlight.shapes import Size
 
 _GRANULE = 16  # elements that one thread writes together: whole cache lines
@@ -32,148 +33,6 @@ def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WasmLaunch:
 
     made = WasmKernel(kernel.name, len(kernel.inputs) + 1, len(sizes), emit)
     return WasmLaunch(made, buffers, sizes)
-
-
-# --- expressions, equal ones once
-
-
-@dataclass(slots=True)
-class _Node:
-    """``axes``: those that the value depends on. ``natural``: an integer that is never negative."""
-
-    number: int
-    expr: Expr
-    children: tuple[_Node, ...]
-    axes: frozenset[int]
-    natural: bool
-
-
-class _Nodes:
-    def __init__(self) -> None:
-        self.by_id: dict[int, _Node] = {}
-        self.by_key: dict[tuple[object, ...], _Node] = {}
-
-    def add(self, expr: Expr) -> _Node:
-        """The node of ``expr``. The caller keeps ``expr`` alive."""
-        if id(expr) not in self.by_id:
-            self.by_id[id(expr)] = self._add(expr)
-        return self.by_id[id(expr)]
-
-    def _add(self, expr: Expr) -> _Node:
-        children = tuple(self.add(c) for c in loops.children(expr))
-        key = (type(expr), expr.type, *_own(expr), *(c.number for c in children))
-        if key not in self.by_key:
-            axes = frozenset[int]().union(*(c.axes for c in children))
-            if isinstance(expr, loops.Axis):
-                axes |= {expr.number}
-            elif isinstance(expr, loops.Reduce):
-                axes -= {expr.axis}
-            number = len(self.by_key)
-            self.by_key[key] = _Node(number, expr, children, axes, _natural(expr, children))
-        return self.by_key[key]
-
-
-def _own(expr: Expr) -> tuple[object, ...]:
-    """What tells ``expr`` from others with the same children."""
-    match expr:
-        case loops.Const():
-            return (repr(expr.value),)
-        case loops.Axis():
-            return (expr.number,)
-        case loops.Extent():
-            return (expr.size,)
-        case loops.Load():
-            return (expr.param,)
-        case loops.Apply():
-            return (expr.function,)
-        case loops.Reduce():
-            return (expr.kind, expr.axis, expr.extent)
-    return ()
-
-
-def _natural(expr: Expr, children: tuple[_Node, ...]) -> bool:
-    match expr:
-        case loops.Const():
-            return expr.type == "i32" and expr.value >= 0
-        case loops.Axis() | loops.Extent():
-            return expr.type == "i32"
-        case loops.Apply() if expr.type == "i32":
-            if expr.function == "max":
-                return any(c.natural for c in children)
-            if expr.function in ("add", "mul", "div", "mod", "min"):
-                return all(c.natural for c in children)
-    return False
-
-
-def _stride(node: _Node, axis: int, aligned: bool) -> int | None:
-    """By how much the value grows from one of four lanes along ``axis`` to the next; None: not
-    known. ``aligned``: the first lane's index is a multiple of 4."""
-    if axis not in node.axes:
-        return 0
-    if isinstance(node.expr, loops.Axis):
-        return 1 if node.expr.type == "i32" else None
-    if not isinstance(node.expr, loops.Apply) or len(node.children) != 2:
-        return None
-    a, b = node.children
-    first, second = _stride(a, axis, aligned), _stride(b, axis, aligned)
-    if first is None or second is None:
-        return None
-    match node.expr.function:
-        case "add":
-            return first + second
-        case "sub":
-            return first - second
-        case "mul" if isinstance(b.expr, loops.Const):
-            return first * int(b.expr.value)
-        case "mul" if isinstance(a.expr, loops.Const):
-            return second * int(a.expr.value)
-        case "div" | "mod" if (
-            aligned
-            and first == 1
-            and node.natural
-            and _fours(a, axis)
-            and isinstance(b.expr, loops.Const)
-            and _fours(b, axis)
-        ):
-            # Four neighbours from a multiple of 4 lie between two multiples of the divisor.
-            return 0 if node.expr.function == "div" else 1
-    return None
-
-
-def _fours(node: _Node, axis: int) -> bool:
-    """Whether the value is a multiple of 4 wherever the index along ``axis`` is one."""
-    if isinstance(node.expr, loops.Const):
-        return int(node.expr.value) % 4 == 0
-    if isinstance(node.expr, loops.Axis):
-        return node.expr.number == axis
-    if isinstance(node.expr, loops.Apply) and node.expr.function in ("add", "sub"):
-        return all(_fours(c, axis) for c in node.children)
-    if isinstance(node.expr, loops.Apply) and node.expr.function == "mul":
-        return any(_fours(c, axis) for c in node.children)
-    return False
-
-
-def _below(node: _Node) -> list[_Node]:
-    """``node`` and all below it, each once, those above first."""
-    found: dict[int, _Node] = {}
-
-    def visit(at: _Node) -> None:
-        if at.number not in found:
-            found[at.number] = at
-            for child in at.children:
-                visit(child)
-
-    visit(node)
-    return list(found.values())
-
-
-def _along(node: _Node, axis: int, aligned: bool) -> bool:
-    """Whether all loads below move by one element or none along ``axis``."""
-    loads = (n for n in _below(node) if isinstance(n.expr, loops.Load))
-    return all(_stride(n.children[0], axis, aligned) in (0, 1) for n in loads)
-
-
-# --- code
 
 
 @dataclass(slots=True)
@@ -191,7 +50,7 @@ class _Emitter:
         buffers = len(kernel.inputs) + 1
         self.buffers = self.w.params[:buffers]
         self.sizes = dict(zip(loops.sizes(kernel), self.w.params[buffers:-2], strict=True))
-        nodes = _Nodes()
+        nodes = Nodes()
         self.value, self.offset = nodes.add(kernel.value), nodes.add(kernel.offset)
         self.dtype = kernel.output.name
         inner = [n for n, size in enumerate(kernel.shape) if size != 1]
@@ -199,10 +58,10 @@ class _Emitter:
         self.axis: int | None = self.inner  # that the lanes lie along; None: one at a time
         self.at: dict[int, Value] = {n: i32(0) for n in range(len(kernel.shape))}
         self.scopes: list[dict[tuple[int, int | None], Value]] = [{}]
-        reduces = [n for n in _below(self.value) if isinstance(n.expr, loops.Reduce)]
+        reduces = [n for n in below(self.value) if isinstance(n.expr, loops.Reduce)]
         extent = kernel.shape[self.inner] if inner else 1
         fours = isinstance(extent, int) and extent % 4 == 0
-        if not all(_along(n, self.inner, fours) for n in reduces if self.inner in n.axes):
+        if not all(along(n, self.inner, fours) for n in reduces if self.inner in n.axes):
             self.axis = None  # better lanes along the reduction
         self.wide = _wide(reduces, self.axis)
         # Axes whose lanes begin at multiples of 4.
@@ -220,7 +79,7 @@ class _Emitter:
         w.return_if(op("i32.ge_s", flat, end))
         n = w.let(n)
         offset = w.let(self.number(self.offset))
-        for node in _below(self.value):
+        for node in below(self.value):
             if not node.axes and not isinstance(node.expr, loops.Const):
                 self.hoist(node, -1, False)
         row = w.let(op("i32.div_u", flat, n))
@@ -287,7 +146,7 @@ class _Emitter:
     def extent(self, size: Size) -> Value:
         return i32(size) if isinstance(size, int) else self.sizes[size]
 
-    def hoist(self, node: _Node, axis: int, vector: bool) -> None:
+    def hoist(self, node: Node, axis: int, vector: bool) -> None:
         """Computes now all below ``node`` that doesn't depend on ``axis``."""
         if isinstance(node.expr, loops.Const):
             return
@@ -304,15 +163,15 @@ class _Emitter:
         for child in node.children:
             self.hoist(child, axis, inner)
 
-    def number(self, node: _Node) -> Value:
+    def number(self, node: Node) -> Value:
         """One value, at the current place of all axes."""
         return self._kept(node, None)
 
-    def vector(self, node: _Node) -> Value:
+    def vector(self, node: Node) -> Value:
         """Four values along the lane axis."""
         return self._kept(node, self.axis)
 
-    def _kept(self, node: _Node, axis: int | None) -> Value:
+    def _kept(self, node: Node, axis: int | None) -> Value:
         if isinstance(node.expr, loops.Const):
             return lanes.constant(node.expr) if axis is None else lanes.constants(node.expr)
         key = (node.number, axis)
@@ -324,7 +183,7 @@ class _Emitter:
         self.scopes[-1][key] = found = value if isinstance(value, Local) else self.w.let(value)
         return found
 
-    def _number(self, node: _Node) -> Value:
+    def _number(self, node: Node) -> Value:
         match node.expr:
             case loops.Axis(number, kind):
                 return lanes.cast(self.at[number], "i32", kind)
@@ -335,7 +194,7 @@ class _Emitter:
             case loops.Cast(value, kind):
                 return lanes.cast(self.number(node.children[0]), value.type, kind)
             case loops.Apply(name, args):
-                bits = _shift(node)
+                bits = power_of_two(node)
                 if bits is not None:
                     return lanes.shift(name, self.number(node.children[0]), bits)
                 numbers = [self.number(c) for c in node.children]
@@ -344,7 +203,7 @@ class _Emitter:
                 return self._reduce(node, node.expr, node.number in self.wide)
         raise AssertionError(node.expr)
 
-    def _vector(self, node: _Node, axis: int) -> Value:
+    def _vector(self, node: Node, axis: int) -> Value:
         if axis not in node.axes:
             return lanes.splat(self.number(node), node.expr.type)
         match node.expr:
@@ -356,7 +215,7 @@ class _Emitter:
             case loops.Cast(value, kind):
                 return lanes.casts(self.vector(node.children[0]), value.type, kind)
             case loops.Apply(name, args):
-                bits = _shift(node)
+                bits = power_of_two(node)
                 if bits is not None:
                     return lanes.shifts(name, self.vector(node.children[0]), bits)
                 vectors = [self.vector(c) for c in node.children]
@@ -368,18 +227,18 @@ class _Emitter:
     def _dtype(self, param: int) -> str:
         return self.kernel.inputs[param].name
 
-    def _address(self, node: _Node) -> Value:
+    def _address(self, node: Node) -> Value:
         assert isinstance(node.expr, loops.Load)
         shift = lanes.ACCESS[self._dtype(node.expr.param)].shift
         index = self.number(node.children[0])
         return self.buffers[node.expr.param] + (index << shift if shift else index)
 
-    def _step(self, load: _Node) -> int | None:
+    def _step(self, load: Node) -> int | None:
         """How the index of ``load`` moves from lane to lane."""
         assert self.axis is not None
-        return _stride(load.children[0], self.axis, self.axis in self.aligned)
+        return stride(load.children[0], self.axis, self.axis in self.aligned)
 
-    def _load_lanes(self, node: _Node, param: int, axis: int) -> Value:
+    def _load_lanes(self, node: Node, param: int, axis: int) -> Value:
         w, dtype = self.w, self._dtype(param)
         if self._step(node) == 1:
             return lanes.load_row(w, dtype, self._address(node))
@@ -390,7 +249,7 @@ class _Emitter:
 
     # --- reductions
 
-    def _reduce(self, node: _Node, expr: loops.Reduce, wide: bool) -> Value:
+    def _reduce(self, node: Node, expr: loops.Reduce, wide: bool) -> Value:
         """One value. ``wide``: four indices of the reduction at a time, then those left over."""
         w, body, kind = self.w, node.children[0], expr.type
         combine = lanes.combine(expr.kind)
@@ -420,7 +279,7 @@ class _Emitter:
         self._restore(expr.axis, before)
         return total
 
-    def _reduce_in_lanes(self, node: _Node, expr: loops.Reduce) -> Value:
+    def _reduce_in_lanes(self, node: Node, expr: loops.Reduce) -> Value:
         """Four values, each in order."""
         w, body, kind = self.w, node.children[0], expr.type
         total = w.let(lanes.constants(lanes.neutral(expr.kind, kind)))
@@ -461,7 +320,7 @@ class _Scope:
         self.turn.__exit__(None, None, None)
 
 
-def _wide(reduces: list[_Node], axis: int | None) -> frozenset[int]:
+def _wide(reduces: list[Node], axis: int | None) -> frozenset[int]:
     """The reductions that are spread over lanes: those that no lane axis touches."""
     taken: set[int] = set() if axis is None else {axis}
     found: set[int] = set()
@@ -471,15 +330,3 @@ def _wide(reduces: list[_Node], axis: int | None) -> frozenset[int]:
             found.add(node.number)
             taken.add(node.expr.axis)
     return frozenset(found)
-
-
-def _shift(node: _Node) -> int | None:
-    """The power of two by which ``node`` divides a number that is not negative."""
-    expr = node.expr
-    assert isinstance(expr, loops.Apply)
-    if expr.function not in ("div", "mod") or not node.natural:
-        return None
-    by = node.children[1].expr
-    if not isinstance(by, loops.Const) or int(by.value) & (int(by.value) - 1) or by.value == 0:
-        return None
-    return int(by.value).bit_length() - 1
