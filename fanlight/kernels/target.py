@@ -16,6 +16,8 @@ from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.shapes import Size
 
+CPU = "cpu"  #: among a device's features, though WebGPU knows none such: the adapter is a CPU
+
 
 @dataclass(frozen=True, slots=True)
 class Plane:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fanlight.errors import DeviceError, FanlightError, MissingDependencyError
+from fanlight.kernels.target import CPU
 
 FEATURES = ("subgroups", "shader-f16")
-CPU = "cpu"  # no feature of WebGPU: tells the compiler that the adapter is a CPU
 
 
 @dataclass(frozen=True, slots=True)

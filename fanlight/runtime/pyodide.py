@@ -15,6 +15,7 @@ from typing import Any, Literal
 from fanlight import errors
 from fanlight import plan as plans
 from fanlight.errors import DeviceError, FanlightError, PlanError
+from fanlight.kernels.target import CPU
 from fanlight.plan import Plan
 from fanlight.runtime.backend import Backend, BackendInfo
 from fanlight.runtime.session import File, Progress, ProgressCallback, Session, SessionInfo
@@ -36,6 +37,7 @@ async def choose(device: Literal["auto", "webgpu", "wasm"], *, relaxed_simd: boo
         )
     if gpu and (device == "webgpu" or (device == "auto" and not gpu.fallback)):
         features = frozenset(gpu.features.to_py()) & frozenset(FEATURES)
+        features |= {CPU} if gpu.fallback else set()
         binding = int(gpu.limits.maxStorageBufferBindingSize)
         return _Backend(executor, BackendInfo("webgpu", features, binding, str(gpu.name)))
     offered = {"threads": found.threads, "relaxed-simd": found.relaxed_simd and relaxed_simd}

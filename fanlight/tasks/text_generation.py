@@ -239,6 +239,7 @@ class Generation:
         stops += [-1] * (llama.MAX_STOPS - len(stops))
         control = [len(ids), self.prompt_tokens[-1], *[0] * (llama.CONTROL - 2)]
         await session.run("begin", {"control": _i32(control), "stops": _i32(stops)})
+        await session.read("control", 0, 4)  # a GPU is done with all of it only now
 
     async def _decode(self) -> AsyncGenerator[list[int], None]:
         """Lists of new tokens: one, then as many a run as fit into ``_SUBMIT_MS``."""

@@ -16,10 +16,9 @@ from fanlight.codegen.wgsl import loops as wgsl_loops
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Binding, Launch, WgslKernel, WgslLaunch
 from fanlight.kernels.loops import Expr, apply, extent
-from fanlight.kernels.target import Context, Operand, Part
+from fanlight.kernels.target import CPU, Context, Operand, Part
 from fanlight.shapes import Size, ceildiv, maximum, product
 
-CPU = "cpu"  # no feature of WebGPU, but a hint among them: the adapter is a CPU
 VECTOR_THREADS = 64
 TILE_M, TILE_N, TILE_QUADS = 32, 64, 8  # 32 x 64 outputs, 32 elements of K at a time
 TILE_THREADS = 128
