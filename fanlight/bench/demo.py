@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fanlight.bench.visit import BACKENDS, Backend, Log, Visit, best_webgpu, run
+from fanlight.bench.visit import BACKENDS, Backend, Log, Visit, best_webgpu, idle_bytes, run
 from fanlight.errors import FanlightError, InputError
 from fanlight.hub.download import cache_root
 
@@ -65,7 +65,7 @@ async def measure(
     backends: tuple[Backend, ...] = BACKENDS,
     visits: int = 2,
     headed: bool = False,
-    answer: bool = True,
+    max_new_tokens: int = 256,
 ) -> dict[str, Any]:
     """The report; streams answers to the terminal as they come. Raises FanlightError."""
     from fanlight.server.app import create_app
@@ -74,14 +74,16 @@ async def measure(
     log, browser, runs = Log(), "", list[dict[str, Any]]()
     with serving(create_app({model.name: model}, on_access=log.add)) as base:
         webgpu = await best_webgpu(base) if "webgpu" in backends else "swiftshader"
+        idle = await idle_bytes(base, webgpu, headed)
         for backend in backends:
             with tempfile.TemporaryDirectory(
                 prefix="fanlight-profile-", ignore_cleanup_errors=True
             ) as folder:
                 for number in range(1, visits + 1):
                     address = f"/models/{model.name}"
-                    visit = Visit(base, address, backend, number, Path(folder), prompt, webgpu)
-                    visit = replace(visit, headed=headed, answer=answer)
+                    visit = Visit(base, address, backend, number, Path(folder), prompt, idle)
+                    visit = replace(visit, webgpu=webgpu, headed=headed)
+                    visit = replace(visit, max_new_tokens=max_new_tokens)
                     print(f"\n{backend}, visit {number}: ", end="", flush=True)
                     row, browser = await run(visit, log, _show)
                     runs.append(row)

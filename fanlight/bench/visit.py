@@ -1,20 +1,14 @@
 """One visit of the page by a real Chromium, with everything that is measured about it.
 
 In: a served model, a backend, a profile. Out: the run's row of the report, the answer's pieces as
-they come. What is agreed with the page (``web/app.js``): the address's parameters ``model``,
-``device``, ``prompt``, ``auto=1`` (start without a click) and ``hold=1`` (boot Python, wait for
-``release()``), and ``window.fanlight``:
-
-    phase       ``python``, ``held``, ``loading``, ``answering``, ``done`` or ``failed``
-    answer      the text so far
-    error       the message, once failed
-    report      the numbers below, as far as they are known; times leave out the time of being held
-    release()   ends the hold
+they come. The page (``web/app.js``) gives its marks, its events and ``fanlightReport``; memory and
+network are measured from outside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,20 +27,22 @@ if TYPE_CHECKING:
 
 Backend = Literal["webgpu", "wasm"]
 BACKENDS: tuple[Backend, ...] = ("webgpu", "wasm")
-_POLL_S = 0.05
 _TIMES = ("first_token_ms", "ready_ms", "python_ms", "compile_ms", "download_ms", "upload_ms")
 _RATES = ("prefill_tok_s", "decode_tok_s")
-_STATE = """() => {
-  if (!globalThis.fanlight) return null;
-  const { phase, answer, error, report } = globalThis.fanlight;
-  return { phase, answer, error, report };
+_LISTEN = "addEventListener('fanlight:piece', ({ detail }) => fanlightPiece(detail));"
+_WATCH = """() => {
+  globalThis.settled = null;
+  globalThis.fanlightReport.then((report) => { globalThis.settled = report; });
 }"""
+_READY = """() => globalThis.settled !== null
+  || performance.getEntriesByName('fanlight:ready').length > 0"""
+_BOOT = "async () => { await (await import('/fanlight.js')).start(); }"
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
     """What to do. ``profile``: a folder; a second visit is a restarted browser on the same one.
-    ``answer`` False: done once everything is loaded."""
+    ``idle``: what :func:`idle_bytes` gave for this machine. ``max_new_tokens``: of the answer."""
 
     base: str
     model: str
@@ -54,15 +50,16 @@ class Visit:
     number: int
     profile: Path
     prompt: str
+    idle: int | None
     webgpu: chromium.WebGpu = "swiftshader"
     headed: bool = False
-    answer: bool = True
+    max_new_tokens: int = 256
     timeout: float = 1200.0
 
 
 @dataclass(slots=True)
 class Log:
-    """What the server has sent; ``add`` is its ``on_access``."""
+    """Bytes of bodies that the server has sent; ``add`` is its ``on_access``."""
 
     sent: int = 0
 
@@ -73,47 +70,66 @@ class Log:
 async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict[str, Any], str]:
     """The run's row of the report, and the browser's name. ``show`` gets the answer's pieces.
 
-    Raises DeviceError when the page reports a failure or nothing happens for ``timeout`` seconds.
+    Raises DeviceError when the page reports a failure or takes longer than ``timeout`` seconds.
     """
     sent_before = log.sent
     sampler = PssSampler(visit.profile)
-    async with _page(visit) as page, _timeout(visit.timeout):
-        heap = await HeapSampler.attach(page)
+    async with _page(visit.webgpu, visit.profile, visit.headed) as page, _timeout(visit.timeout):
+        await page.expose_function("fanlightPiece", show)
+        await page.add_init_script(_LISTEN)
         version = await _version(page)
-        await page.goto(_address(visit))
-        await _until(page, "held")
-        idle = await asyncio.to_thread(sampler.settled)
-        sampler.restart()
-        await heap.start()
+        heap = await HeapSampler.attach(page)
         with sampler.sampling():
-            await page.evaluate("() => void globalThis.fanlight.release()")
-            state = await _until(page, "answering")
+            await page.goto(_address(visit))
+            await heap.start()
+            await page.evaluate(_WATCH)
+            await page.wait_for_function(_READY, polling=50, timeout=0)
         await heap.stop()
-        if visit.answer:
-            state = await _until(page, "done", show)
+        report = await page.evaluate("() => globalThis.fanlightReport")
+        if "error" in report:
+            error = report["error"]
+            raise DeviceError("the page failed", got=f"{error['code']}: {error['message']}")
         sent = log.sent - sent_before
-    return _row(visit, state, sent, sampler.peak, idle, heap.peak), version
+    return _row(visit, report, sent, sampler.peak, heap.peak), version
+
+
+async def idle_bytes(base: str, webgpu: chromium.WebGpu, headed: bool = False) -> int | None:
+    """PSS of the page's processes with Python booted, nothing loaded, in a browser of its own."""
+    with tempfile.TemporaryDirectory(prefix="fanlight-", ignore_cleanup_errors=True) as folder:
+        async with _page(webgpu, Path(folder), headed) as page, _timeout(120.0):
+            await page.goto(base)
+            await page.evaluate(_BOOT)
+            return await asyncio.to_thread(PssSampler(Path(folder)).settled)
+
+
+async def best_webgpu(base: str) -> chromium.WebGpu:
+    """``hardware`` where Chromium finds a real GPU, else ``swiftshader``."""
+    script = """async () => {
+      const adapter = await navigator.gpu?.requestAdapter();
+      return Boolean(adapter) && !adapter.info.isFallbackAdapter;
+    }"""
+    try:
+        async with chromium.launch(webgpu="hardware") as context:
+            page = await _first_page(context)
+            await page.goto(base)  # WebGPU wants a secure origin
+            return "hardware" if await page.evaluate(script) else "swiftshader"
+    except FanlightError:
+        return "swiftshader"
 
 
 def _row(
-    visit: Visit,
-    state: dict[str, Any],
-    sent: int,
-    peak: int | None,
-    idle: int | None,
-    heap: int,
+    visit: Visit, report: dict[str, Any], sent: int, peak: int | None, heap: int
 ) -> dict[str, Any]:
-    """The issue's row, its keys in the issue's order."""
-    report = state["report"]
+    """The report's numbers by their names there, in its order."""
     cost = None
-    if peak is not None and idle is not None:
-        cost = peak - idle - int(report["resident_bytes"])
+    if peak is not None and visit.idle is not None:
+        cost = peak - visit.idle - int(report["resident_bytes"])
     row = {
         "backend": visit.backend,
         "visit": visit.number,
         "adapter": report["adapter"],
-        "reply": state["answer"],
-        "tokens": report.get("tokens", 0),
+        "reply": report["reply"],
+        "tokens": report["tokens"],
     }
     row |= {key: _rounded(report.get(key), 2) for key in _RATES}
     row |= {key: _rounded(report.get(key), 0) for key in _TIMES}
@@ -127,11 +143,14 @@ def _rounded(value: float | None, digits: int) -> float | int | None:
     return round(value, digits) if digits else round(value)
 
 
+def _address(visit: Visit) -> str:
+    query = {"model": visit.model, "device": visit.backend, "prompt": visit.prompt}
+    return f"{visit.base}/?{urlencode(query | {'max_new_tokens': visit.max_new_tokens, 'auto': 1})}"
+
+
 @asynccontextmanager
-async def _page(visit: Visit) -> AsyncIterator[Page]:
-    async with chromium.launch(
-        webgpu=visit.webgpu, profile=visit.profile, headless=not visit.headed
-    ) as context:
+async def _page(webgpu: chromium.WebGpu, profile: Path, headed: bool) -> AsyncIterator[Page]:
+    async with chromium.launch(webgpu=webgpu, profile=profile, headless=not headed) as context:
         yield await _first_page(context)
 
 
@@ -146,11 +165,6 @@ async def _version(page: Page) -> str:
     return version
 
 
-def _address(visit: Visit) -> str:
-    query = {"model": visit.model, "device": visit.backend, "prompt": visit.prompt}
-    return f"{visit.base}/?{urlencode(query | {'auto': 1, 'hold': 1})}"
-
-
 @asynccontextmanager
 async def _timeout(seconds: float) -> AsyncIterator[None]:
     try:
@@ -158,39 +172,3 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise DeviceError("the page took too long", wanted=f"at most {seconds:.0f} s") from error
-
-
-PHASES = ("python", "held", "loading", "answering", "done")
-
-
-async def _until(
-    page: Page, phase: str, show: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """The page's state once it has reached ``phase``."""
-    shown = 0
-    while True:
-        state = await page.evaluate(_STATE)
-        if state is not None:
-            if state["phase"] == "failed":
-                raise DeviceError("the page failed", got=state["error"])
-            if show is not None and len(state["answer"]) > shown:
-                show(state["answer"][shown:])
-                shown = len(state["answer"])
-            if PHASES.index(state["phase"]) >= PHASES.index(phase):
-                return dict(state)
-        await asyncio.sleep(_POLL_S)
-
-
-async def best_webgpu(base: str) -> chromium.WebGpu:
-    """``hardware`` where Chromium finds a real GPU, else ``swiftshader``."""
-    script = """async () => {
-      const adapter = await navigator.gpu?.requestAdapter();
-      return Boolean(adapter) && !adapter.info.isFallbackAdapter;
-    }"""
-    try:
-        async with chromium.launch(webgpu="hardware") as context:
-            page = await _first_page(context)
-            await page.goto(f"{base}/plan.js")  # any page of the origin: WebGPU wants a secure one
-            return "hardware" if await page.evaluate(script) else "swiftshader"
-    except FanlightError:
-        return "swiftshader"

@@ -138,6 +138,12 @@ export async function pipeline(task, model, { device = 'auto', progress = () => 
   }
 }
 
+/** Starts the workers and Python ahead of the first pipeline, which is then ready sooner. Needs no call.
+ * @param {(progress: Progress) => void} [progress] */
+export async function start(progress = () => {}) {
+  await starting(workers().python, progress);
+}
+
 /** An answer in the making: iterate over its pieces of text, or await it for the whole. Leaving a loop early
  * aborts it. */
 export class Generation {
