@@ -91,8 +91,8 @@ class PssSampler:
         pids: list[int] = []
         number = 0
         while not self._stop.wait(self.every):
-            if number % 25 == 0:
-                pids = processes(self.profile)  # new ones, e.g. the GPU process, start late
+            if number % 5 == 0:
+                pids = processes(self.profile)  # some start late: another renderer, the GPU process
             number += 1
             now = pss(pids)
             if now is not None:

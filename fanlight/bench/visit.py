@@ -29,13 +29,13 @@ Backend = Literal["webgpu", "wasm"]
 BACKENDS: tuple[Backend, ...] = ("webgpu", "wasm")
 _TIMES = ("first_token_ms", "ready_ms", "python_ms", "compile_ms", "download_ms", "upload_ms")
 _RATES = ("prefill_tok_s", "decode_tok_s")
-_LISTEN = "addEventListener('fanlight:piece', ({ detail }) => fanlightPiece(detail));"
-_WATCH = """() => {
-  globalThis.settled = null;
-  globalThis.fanlightReport.then((report) => { globalThis.settled = report; });
-}"""
-_READY = """() => globalThis.settled !== null
-  || performance.getEntriesByName('fanlight:ready').length > 0"""
+_LISTEN = """
+addEventListener('fanlight:piece', ({ detail }) => fanlightPiece(detail));
+new PerformanceObserver((list) => {
+  if (list.getEntriesByName('fanlight:ready').length) fanlightReady();
+}).observe({ type: 'mark', buffered: true });
+"""
+_REPORT = "() => globalThis.fanlightReport"
 _BOOT = "async () => { await (await import('/fanlight.js')).start(); }"
 
 
@@ -75,17 +75,21 @@ async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict
     sent_before = log.sent
     sampler = PssSampler(visit.profile)
     async with _page(visit.webgpu, visit.profile, visit.headed) as page, _timeout(visit.timeout):
-        await page.expose_function("fanlightPiece", show)
+        ready = asyncio.Event()
+        await page.expose_function("fanlightPiece", lambda piece: show(piece))
+        await page.expose_function("fanlightReady", lambda: ready.set())
         await page.add_init_script(_LISTEN)
         version = await _version(page)
         heap = await HeapSampler.attach(page)
         with sampler.sampling():
             await page.goto(_address(visit))
             await heap.start()
-            await page.evaluate(_WATCH)
-            await page.wait_for_function(_READY, polling=50, timeout=0)
+            reporting = asyncio.ensure_future(page.evaluate(_REPORT))
+            loading = asyncio.ensure_future(ready.wait())
+            await asyncio.wait((loading, reporting), return_when=asyncio.FIRST_COMPLETED)
+            loading.cancel()
         await heap.stop()
-        report = await page.evaluate("() => globalThis.fanlightReport")
+        report = await reporting
         if "error" in report:
             error = report["error"]
             raise DeviceError("the page failed", got=f"{error['code']}: {error['message']}")
