@@ -20,6 +20,7 @@ from typing import Any
 
 from fanlight.errors import AbortedError, FanlightError, InputError
 from fanlight.pipelines import pipeline
+from fanlight.runtime.error_messages import to_message
 from fanlight.runtime.session import Progress
 from fanlight.tasks.text_generation import Generation, TextGeneration
 
@@ -58,9 +59,11 @@ class Worker:
             value = await self._requests[request](number, json.loads(fields), emit)
             return json.dumps({"value": value})
         except asyncio.CancelledError:
-            return json.dumps({"error": describe(AbortedError("aborted"))})
+            return json.dumps({"error": to_message(AbortedError("aborted"))})
         except Exception as error:  # noqa: BLE001 - whatever it is, the page must hear of it
-            return json.dumps({"error": describe(error)})
+            if not isinstance(error, FanlightError):
+                traceback.print_exception(error)
+            return json.dumps({"error": to_message(error)})
         finally:
             self._aborts.pop(number, None)
 
@@ -123,25 +126,3 @@ def known_options(options: Fields) -> Fields:
         if name not in known:
             raise InputError("unknown option", got=name, wanted=", ".join(known))
     return options
-
-
-def describe(error: Exception) -> dict[str, str]:
-    """The form in which an error crosses to JavaScript (``web/errors.js``)."""
-    if isinstance(error, FanlightError):
-        return {
-            "code": error.code,
-            "message": str(error),
-            "what": error.what,
-            "where": error.where,
-            "hint": error.hint,
-        }
-    traceback.print_exception(error)
-    what = f"internal error: {type(error).__name__}: {error}"
-    hint = "Please report it, with what the browser's console says."
-    return {
-        "code": "FanlightError",
-        "message": f"{what}. {hint}",
-        "what": what,
-        "where": "",
-        "hint": hint,
-    }

@@ -98,7 +98,12 @@ async def launch(
             )
         )
         context = await _start(
-            playwright, folder, executable_path=program, headless=headless, args=given
+            playwright,
+            folder,
+            executable_path=program,
+            headless=headless,
+            args=given,
+            handle_sigint=False,  # Ctrl-C is the caller's, who may want to end an answer first
         )
         stack.push_async_callback(context.close)
         yield context

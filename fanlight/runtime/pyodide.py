@@ -12,12 +12,12 @@ import importlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Literal
 
-from fanlight import errors
 from fanlight import plan as plans
 from fanlight.errors import DeviceError, FanlightError, PlanError
 from fanlight.kernels.target import CPU
 from fanlight.plan import Plan
 from fanlight.runtime.backend import Backend, BackendInfo
+from fanlight.runtime.error_messages import FIELDS, from_message
 from fanlight.runtime.session import File, Progress, ProgressCallback, Session, SessionInfo
 
 FEATURES = ("subgroups", "shader-f16")  # of WebGPU: those that kernels may use
@@ -25,7 +25,9 @@ _CHUNK = 1 << 20
 _MEMORY = 4 << 30  # bytes of WebAssembly's memory
 
 
-async def choose(device: Literal["auto", "webgpu", "wasm"], *, relaxed_simd: bool = False) -> Backend:
+async def choose(
+    device: Literal["auto", "webgpu", "wasm"], *, relaxed_simd: bool = False
+) -> Backend:
     """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly. Raises DeviceError."""
     executor = Executor()
     found = await executor.ask("probe")
@@ -138,7 +140,9 @@ class _Backend:
         handles = {}
         for name, file in files.items():
             if not isinstance(file, RemoteFile):
-                raise PlanError("the executor can't read this file", where=name, got=type(file).__name__)
+                raise PlanError(
+                    "the executor can't read this file", where=name, got=type(file).__name__
+                )
             handles[name] = file.handle
         reply = await self._executor.ask(
             "load", {"files": handles}, plan=plans.encode(plan), progress=progress
@@ -199,12 +203,7 @@ def _info(info: Any) -> SessionInfo:
 
 
 def _error(error: Any) -> FanlightError:
-    """The error of ``web/errors.js`` as ours, by its code."""
-    kind = getattr(errors, str(getattr(error, "code", "")), FanlightError)
-    if not (isinstance(kind, type) and issubclass(kind, FanlightError)):
-        kind = FanlightError
+    """A JavaScript exception as ours; one of ``web/errors.js`` by its code."""
     message = str(error.message)
-    what = str(getattr(error, "what", message))
-    made = kind(what, where=str(getattr(error, "where", "")), hint=str(getattr(error, "hint", "")))
-    made.args = (message,)
-    return made
+    known = {name: str(getattr(error, name, "")) for name in FIELDS}
+    return from_message(known | {"message": message, "what": known["what"] or message})
