@@ -2,8 +2,8 @@
 
     scripts/bench memory_1gb [--megabytes 1000] [--backend webgpu|wasm] [--visits 2] [--limit 64]
 
-Writes a GGUF file of random weights (Q4_1 matrices, Q8_0 embedding) to a temporary folder, and loads
-it in Chromium, on both backends; the answer is one token. Exit status 1 where a run costs
+Writes a GGUF file of random weights (Q4_1 matrices, Q8_0 embedding) to a temporary folder, loads it
+in Chromium, on both backends; the answer is one token. Exit status 1 where a run costs
 more than ``--limit`` MB.
 """
 

@@ -25,6 +25,7 @@ MB = 1_000_000
 PAGE = """<!doctype html><script>
 const parameters = new URLSearchParams(location.search);
 globalThis.fanlightReport = (async () => {
+  if (parameters.get("auto") !== "1") return null;
   if (parameters.get("model") === "broken") {
     return { error: { code: "StoreError", message: "no such model" } };
   }

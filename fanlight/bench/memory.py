@@ -65,7 +65,7 @@ class PssSampler:
     def restart(self) -> None:
         self.peak, self.count = None, 0
 
-    def settled(self, seconds: float = 1.0) -> int | None:
+    def settled(self, seconds: float = 3.0) -> int | None:
         """The least of the samples of some seconds: what stays when nothing happens."""
         values = []
         end = time.monotonic() + seconds
