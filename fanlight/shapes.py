@@ -172,6 +172,9 @@ def from_json(value: Any, dims: Mapping[str, Dim]) -> Size:
         return value
     if isinstance(value, str) and value in dims:
         return dims[value]
-    if isinstance(value, list) and len(value) == 3 and value[0] in OPS:
-        return binary(value[0], from_json(value[1], dims), from_json(value[2], dims))
+    if isinstance(value, list) and len(value) == 3 and value[0] in tuple(OPS):
+        a, b = from_json(value[1], dims), from_json(value[2], dims)
+        if value[0] in ("//", "ceil/", "%") and b == 0:
+            raise PlanError("a size is divided by 0", got=repr(value))
+        return binary(value[0], a, b)
     raise PlanError("not a size expression", got=repr(value), wanted="int, dim or [op, a, b]")

@@ -195,6 +195,8 @@ class Reader {
     const name = string(k.name, 'kernels');
     const where = `kernel ${name}`;
     let text = '';
+    if (k.code === undefined && this.target === 'webgpu')
+      throw new PlanError('a webgpu kernel has code', { where });
     if (k.code !== undefined) {
       const [at, size] = array(k.code, where).map((n) => natural(n, where));
       if (!(at + size <= code.length))
