@@ -1,12 +1,14 @@
-"""Python's side of the page: requests → pipelines. In: a request's name and its fields as JSON. Out: JSON.
+"""Python's side of the page: requests → pipelines. In: a request, its fields as JSON. Out: JSON.
 
     create    {task, model, device, options} → {pipeline, info}      progress: {stage, done, total}
     generate  {pipeline, prompt, options} → {text, tokens, prompt_tokens, finish_reason, timings}
-              chunks: pieces of text; progress: {stage: "prefill", done, total}, tokens, once the prompt is tokenised
+              chunks: pieces of text; once the prompt is tokenised, progress:
+              {stage: "prefill", done, total}, in tokens
     dispose   {pipeline} → null
 
-``web/python_worker.js`` calls :meth:`Worker.serve` and :meth:`Worker.abort`. An aborted create raises AbortedError; an
-aborted generate ends as usual, with what there is and the finish reason ``abort``.
+``web/python_worker.js`` calls :meth:`Worker.serve` and :meth:`Worker.abort`. An aborted create
+raises AbortedError; an aborted generate ends as usual, with what there is and the finish reason
+``abort``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The command line: ``fanlight run``, ``fanlight inspect``. One subcommand, one file. Extra ``cli``.
+"""The command line: ``fanlight run``, ``fanlight inspect``. One subcommand, one file.
 
-Exit status: 0, 1 for an error of ours (one message on stderr), 2 for wrong usage, 130 after Ctrl-C.
+Exit status: 0; 1 for an error of ours (one message on stderr); 2 for wrong usage; 130 after Ctrl-C.
+Needs the extra ``cli``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""``fanlight run --browser``: the same answer from a real Chromium, which loads Fanlight's page from loopback.
+"""``fanlight run --browser``: the same answer from a real Chromium, by way of a loopback server.
 
-In: as ``run.answer_here``. Knows the page only through ``fanlight.js``.
+In and out: as ``run.answer_here``. Knows the browser's side only as ``fanlight.js``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fanlight.runtime.session import Progress
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
-# In the page. `fanlightTell` is a function of ours: it gets ["progress", event] and ["piece", text].
+# Runs in the page. `fanlightTell` is ours: it gets ["progress", event], ["loaded", null] and
+# ["piece", text]. `fanlightStop` aborts the loading, then the answer.
 SCRIPT = """async ({ task, model, device, prompt, limit, options }) => {
   const { pipeline } = await import(new URL('/fanlight.js', location.href).href);
   const tell = window.fanlightTell;
@@ -28,7 +29,8 @@ SCRIPT = """async ({ task, model, device, prompt, limit, options }) => {
   let told = Promise.resolve();
   try {
     const generator = await pipeline(task, model, {
-      device, ...options, signal: control.signal, progress: (event) => void tell(['progress', event]),
+      device, ...options, signal: control.signal,
+      progress: (event) => void tell(['progress', event]),
     });
     await tell(['loaded', null]);
     const answer = generator(prompt, { max_new_tokens: limit });
@@ -37,7 +39,8 @@ SCRIPT = """async ({ task, model, device, prompt, limit, options }) => {
     const result = await answer;
     await told;
     const { backend, adapter } = generator.info;
-    return { ...result, tokens: result.tokens.length, place: `${backend}, ${adapter}, in Chromium` };
+    const place = `${backend}, ${adapter}, in Chromium`;
+    return { ...result, tokens: result.tokens.length, place };
   } catch (error) {
     const { code = 'FanlightError', what = String(error), where = '', hint = '', message } = error;
     return { error: { code, message: message ?? what, what, where, hint } };

@@ -1,6 +1,6 @@
 """``fanlight inspect MODEL``: what a GGUF file holds, and what it needs in memory on each target.
 
-The memory is that of real plans: the model is compiled for both targets, with Fanlight's usual options.
+The memory is that of real plans: the model is compiled for both targets, with the usual options.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -108,8 +107,8 @@ def _groups(tensors: Iterable[gguf.TensorInfo]) -> list[dict[str, Any]]:
     for tensor in tensors:
         name = re.sub(r"\d+", "*", tensor.name, count=1)
         key = (name, tensor.shape, tensor.dtype.name)
-        row = {"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype.name}
-        row = found.setdefault(key, {**row, "count": 0, "bytes": 0})
+        fresh = {"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype.name}
+        row = found.setdefault(key, {**fresh, "count": 0, "bytes": 0})
         row["count"] += 1
         row["bytes"] += tensor.length
     return list(found.values())
@@ -131,7 +130,7 @@ async def _memory(
 
 
 def memory_of(plan: Plan) -> dict[str, Any]:
-    """Bytes that a plan holds: ``weights``, ``kv_cache``, ``states``, ``arena``, ``other``, ``total``."""
+    """Bytes that a plan holds: weights, kv_cache, states, arena, other, total."""
     dims = {THREADS: THREAD_COUNT} if plan.target == "wasm" else {}
     found = dict.fromkeys(("weights", "kv_cache", "states", "arena", "other"), 0)
     names = {"weight": "weights", "state": "states", "arena": "arena"}

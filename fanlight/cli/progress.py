@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 from rich import progress
 from rich.console import Console
@@ -33,7 +34,7 @@ class Bars:
         )
         self._tasks: dict[str, progress.TaskID] = {}
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 

@@ -1,4 +1,4 @@
-"""``fanlight run TASK --model MODEL PROMPT``: the answer to stdout as it comes, all else to stderr."""
+"""``fanlight run TASK --model MODEL PROMPT``: the answer to stdout, all else to stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -15,25 +14,16 @@ import typer
 from fanlight.cli.progress import Bars
 from fanlight.errors import AbortedError
 from fanlight.pipelines import TASKS, pipeline
+from fanlight.runtime.backend import DEVICES
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-Task = Enum("Task", {name: name for name in TASKS}, type=str)
-
-
-class Device(str, Enum):
-    """As ``fanlight.pipeline`` takes them."""
-
-    auto = "auto"
-    webgpu = "webgpu"
-    wasm = "wasm"
-
 
 def run(
-    task: Annotated[Task, typer.Argument(help="What to do.")],
+    task: Annotated[str, typer.Argument(help=f"One of: {', '.join(TASKS)}.")],
     prompt: Annotated[str, typer.Argument(help="The message to answer.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A GGUF file: its path or URL.")],
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.auto,
+    device: Annotated[str, typer.Option(help=f"One of: {', '.join(DEVICES)}.")] = "auto",
     browser: Annotated[bool, typer.Option("--browser", help="Run in a real Chromium.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 256,
     context: Annotated[
@@ -46,7 +36,7 @@ def run(
         from fanlight.cli.browser import answer_in_browser as answer
     else:
         answer = answer_here
-    work = answer(task.value, model, prompt, device.value, max_new_tokens, options)
+    work = answer(task, model, prompt, device, max_new_tokens, options)
     try:
         result = asyncio.run(work)
     except (KeyboardInterrupt, AbortedError):

@@ -1,8 +1,9 @@
 """The executor's worker as Python in the page sees it: what the browser offers, files, sessions.
 
-``web/python_worker.js`` registers the JavaScript module ``fanlight_js``; its ``executor`` is a channel
-(``web/protocol.js``) to the executor's worker, whose requests are named there (``web/executor_worker.js``). Small bytes
-cross: a header, the plan once, feeds and results. Weights never come here.
+``web/python_worker.js`` registers the JavaScript module ``fanlight_js``; its ``executor`` is a
+channel (``web/protocol.js``) to the executor's worker, whose requests are listed in
+``web/executor_worker.js``. Small bytes cross: a header, the plan once, feeds and results. Weights
+never come here.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ _MEMORY = 4 << 30  # bytes of WebAssembly's memory
 async def choose(
     device: Literal["auto", "webgpu", "wasm"], *, relaxed_simd: bool = False
 ) -> Backend:
-    """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly. Raises DeviceError."""
+    """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly.
+
+    Raises DeviceError."""
     executor = Executor()
     found = await executor.ask("probe")
     gpu = found.webgpu
     if device == "webgpu" and not gpu:
         raise DeviceError(
             "this browser offers no WebGPU",
-            hint="Choose the device wasm, or turn on graphics acceleration in the browser's settings and reload.",
+            hint="Choose the device wasm, or turn on graphics acceleration in the browser's "
+            "settings and reload.",
         )
     if gpu and (device == "webgpu" or (device == "auto" and not gpu.fallback)):
         features = frozenset(gpu.features.to_py()) & frozenset(FEATURES)
@@ -48,7 +52,7 @@ async def choose(
 
 
 async def open_model(model: str, progress: ProgressCallback | None = None) -> RemoteFile:
-    """The file behind a URL, or behind a key that ``fanlight_js.opened`` knows. Raises StoreError."""
+    """The file behind a URL, or a key that ``fanlight_js.opened`` knows. Raises StoreError."""
     executor = Executor()
     known = _bridge().opened.get(model)
     found = known or await executor.ask("open", {"source": model}, progress=progress)
@@ -91,7 +95,8 @@ class Executor:
         plan: bytes | None = None,
         progress: ProgressCallback | None = None,
     ) -> Any:
-        """The reply, a JavaScript value. ``plan`` is moved. Cancelling aborts the request and waits for its end."""
+        """The reply, a JavaScript value. ``plan`` is moved. Cancelling aborts the request and waits
+        for its end."""
         control, options = self._js.AbortController.new(), self._js.Object.new()
         options.signal = control.signal
         message = self._to_js(fields or {})
@@ -188,7 +193,7 @@ def _bridge() -> Any:
     except ModuleNotFoundError as error:
         raise DeviceError(
             "this Python has no executor to run models on",
-            hint="Fanlight's page starts one beside its own Python: use fanlight.js, or Fanlight's page. "
+            hint="fanlight.js starts one beside its own Python: use that, or Fanlight's page. "
             "A Python that something else started can compile models, but not run them yet.",
         ) from error
 
