@@ -28,18 +28,20 @@ async def pipeline(
 
     ``model``: a path (CPython) or URL of a GGUF file. ``device``: ``auto``, ``webgpu`` or ``wasm``.
     ``progress`` is called with ``Progress(stage, done, total)``, bytes for ``download`` and
-    ``load``. ``options`` are the task's own (``TextGeneration.create``); unknown ones raise
-    InputError. Cancelling the call aborts it.
+    ``load``. ``options`` are the task's own (``TextGeneration.check_options``);
+    unknown ones raise InputError, before anything is downloaded. Cancelling the call aborts it.
     """
     if task not in TASKS:
         raise InputError("unknown task", got=task, wanted=", ".join(TASKS))
-    known = TASKS[task].create.__kwdefaults__ or {}
+    kind = TASKS[task]
+    known = kind.check_options.__kwdefaults__ or {}
     for name in options:
         if name not in known:
             raise InputError("unknown option", got=name, wanted=", ".join(known))
+    checked = kind.check_options(**options)
     backend = await choose(device, relaxed_simd=relaxed_simd)
     file = await open_model(str(model), progress)
-    return await TASKS[task].create(file, backend, progress, **options)
+    return await kind.create(file, backend, checked, progress)
 
 
 async def open_model(model: str, progress: ProgressCallback | None = None) -> ModelFile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from fanlight.pipelines import pipeline as pipeline_async
 from fanlight.tasks.text_generation import Generation, Messages, TextGeneration
 
 T = TypeVar("T")
+_THREAD = "fanlight-sync"
 
 
 def pipeline(task: str, model: str | Path, **options: Any) -> SyncTextGeneration:
@@ -38,25 +39,30 @@ class SyncTextGeneration:
         return run(self.task(prompt, max_new_tokens=max_new_tokens))
 
     def stream(self, prompt: str | Messages, *, max_new_tokens: int = 256) -> Iterator[str]:
-        """Pieces of the answer as they come. Closing the iterator aborts the answer."""
-        generation = self.task.stream(prompt, max_new_tokens=max_new_tokens)
-        pieces = generation.__aiter__()
-        try:
-            while (piece := run(_next(pieces))) is not None:
-                yield piece
-        finally:
-            run(generation.aclose())
+        """Pieces of the answer as they come. Closing the iterator aborts the answer. Raises as
+        ``TextGeneration.stream``, at once."""
+        return _pieces(self.task.stream(prompt, max_new_tokens=max_new_tokens))
 
     def dispose(self) -> None:
         """Gives all memory back."""
         run(self.task.dispose())
 
 
-async def _next(pieces: Any) -> str | None:
+def _pieces(generation: Generation) -> Iterator[str]:
+    pieces = run(_start(generation))
     try:
-        return str(await anext(pieces))
-    except StopAsyncIteration:
-        return None
+        while (piece := run(_next(pieces))) is not None:
+            yield piece
+    finally:
+        run(generation.aclose())
+
+
+async def _start(generation: Generation) -> AsyncIterator[str]:
+    return aiter(generation)
+
+
+async def _next(pieces: AsyncIterator[str]) -> str | None:
+    return await anext(pieces, None)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -72,11 +78,30 @@ def run(work: Coroutine[Any, Any, T]) -> T:
                 hint='Use the form to await: await fanlight.pipeline("text-generation", model).',
             )
         return run_sync(work)  # type: ignore[no-any-return]
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+    loop = _loop()
+    if threading.current_thread().name == _THREAD:
+        work.close()
+        raise SyncUnavailableError(
+            "called from the loop of the sync pipelines", hint="Callbacks must not block."
+        )
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result()
+    except BaseException:  # e.g. KeyboardInterrupt, which the loop's thread doesn't see
+        future.cancel()
+        raise
+
+
+_starting = threading.Lock()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    with _starting:
+        return _started()
 
 
 @cache
-def _loop() -> asyncio.AbstractEventLoop:
+def _started() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="fanlight-sync", daemon=True).start()
+    threading.Thread(target=loop.run_forever, name=_THREAD, daemon=True).start()
     return loop

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
+import threading
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
@@ -33,17 +36,21 @@ class ModelFile(File, Protocol):
 
 
 class LocalFile:
-    """A file on disk. Raises StoreError when it can't be opened or read."""
+    """A file on disk, open until it is closed or dropped. Raises StoreError when it can't be opened
+    or read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path = path.expanduser()
+        self._lock = threading.Lock()
         try:
-            self._file = os.open(path, os.O_RDONLY)
-            status = os.fstat(self._file)
+            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
-            raise StoreError(
-                f"can't open the file: {error.strerror}", where=str(path), hint="Check the path."
-            ) from error
+            raise _cannot_open(path, error.strerror) from error
+        self._close = weakref.finalize(self, os.close, self._file)
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise _cannot_open(path, "it is a folder or a device")
         self.size = status.st_size
 
     @property
@@ -52,9 +59,20 @@ class LocalFile:
 
     async def read(self, offset: int, length: int) -> bytes:
         try:
-            return await asyncio.to_thread(os.pread, self._file, length, offset)
+            return await asyncio.to_thread(self._read, offset, length)
         except OSError as error:
             raise StoreError(f"can't read: {error.strerror}", where=self.name) from error
+
+    def _read(self, offset: int, length: int) -> bytes:
+        with self._lock:
+            if not self._close.alive:
+                raise StoreError("the file was closed", where=self.name)
+            os.lseek(self._file, offset, os.SEEK_SET)
+            parts, left = [], length
+            while left > 0 and (part := os.read(self._file, left)):  # Linux gives 2 GiB at most
+                parts.append(part)
+                left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def stream(self, offset: int, length: int) -> AsyncIterator[bytes]:
         end = offset + length
@@ -66,4 +84,10 @@ class LocalFile:
             yield chunk
 
     def close(self) -> None:
-        os.close(self._file)
+        """Safe to call twice, and while a read is under way."""
+        with self._lock:
+            self._close()
+
+
+def _cannot_open(path: Path, reason: str | None) -> StoreError:
+    return StoreError(f"can't open the file: {reason}", where=str(path), hint="Check the path.")

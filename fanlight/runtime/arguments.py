@@ -52,13 +52,12 @@ class Arguments:
         if buffer not in self.sizes:
             raise PlanError("no such buffer", got=buffer)
         size = self.sizes[buffer]
-        length = size - offset if length is None else length
-        if offset < 0 or length < 0 or offset % 4 or length % 4 or offset + length > size:
-            got = f"{offset}, {length}"
+        wanted = size - offset if length is None else length
+        if offset % 4 or (length or 0) % 4 or min(offset, wanted) < 0 or offset + wanted > size:
             raise PlanError(
-                "read outside the buffer, or not at multiples of 4",
+                "read outside the buffer, or not at a multiple of 4",
                 where=f"buffer {buffer}",
-                got=got,
+                got=f"{offset}, {length}",
                 wanted=f"within {size} bytes",
             )
-        return length
+        return wanted

@@ -32,6 +32,7 @@ from fanlight.plan import (
     Weight,
     steps_of,
 )
+from fanlight.runtime.arguments import Arguments
 from fanlight.runtime.chunks import total_bytes, weight_chunks
 from fanlight.runtime.gpu_device import (
     FEATURES,
@@ -116,7 +117,7 @@ class GpuSession:
         self._host = [d.dim for d in plan.dims if d.dim.kind == "host"]
         self._values = {d.name: d.max for d in self._host}
         self._bytes = {b.name: shapes.evaluate(b.bytes, {}) for b in plan.buffers}
-        self._kinds = {b.name: b.kind for b in plan.buffers}
+        self._arguments = Arguments(plan, self._bytes)
         self._buffers: dict[str, Any] = {}
         self._uniform: Any = None
         self._stale = True  # the uniform holds other values
@@ -318,35 +319,12 @@ class GpuSession:
         self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
     ) -> tuple[Step, ...]:
         """Checks everything, then applies it."""
-        steps = self.plan.programs.get(program)
-        if steps is None:
-            raise PlanError("no such program", got=program, wanted=sorted(self.plan.programs))
-        for name, value in dims.items():
-            self._check_dim(name, value)
-        for name, data in feeds.items():
-            if self._kinds.get(name) not in ("input", "state"):
-                wanted = sorted(n for n, k in self._kinds.items() if k in ("input", "state"))
-                raise PlanError("not an input or a state", got=name, wanted=wanted)
-            if len(data) > self._bytes[name]:
-                where = f"buffer {name}"
-                raise PlanError(
-                    "too many bytes", where=where, got=len(data), wanted=self._bytes[name]
-                )
+        self._arguments.check_run(program, feeds, dims)
         for name, value in dims.items():
             self._set_dim(name, value)
         for name, data in feeds.items():
             self._write(name, 0, data)
-        return steps
-
-    def _check_dim(self, name: str, value: int) -> None:
-        dim = next((d for d in self._host if d.name == name), None)
-        if dim is None or name in LOAD_DIMS:
-            wanted = [d.name for d in self._host if d.name not in LOAD_DIMS]
-            raise PlanError("no such host dim", got=name, wanted=wanted)
-        if not 0 <= value <= dim.max:
-            raise PlanError(
-                "a dim outside its range", where=f"dim {name}", got=value, wanted=f"0 to {dim.max}"
-            )
+        return self.plan.programs[program]
 
     # --- the steps
 
@@ -360,7 +338,7 @@ class GpuSession:
                 case Read():
                     data = await self._take(*self._start_read(step.buffer, step.offset, 4))
                     (value,) = struct.unpack("<i", data)
-                    self._check_dim(step.dim, value)
+                    self._arguments.check_dim(step.dim, value)
                     self._set_dim(step.dim, value)
                 case Branch():
                     holds = _COMPARE[step.compare](self._size(step.a), self._size(step.b))
@@ -470,17 +448,7 @@ class GpuSession:
 
     def _start_read(self, name: str, offset: int, length: int | None) -> tuple[Any, Any, int]:
         """Submits what is encoded and a copy of the bytes. Returns buffer, promise and length."""
-        if name not in self._buffers:
-            raise PlanError("no such buffer", got=name)
-        whole = self._bytes[name]
-        wanted = whole - offset if length is None else length
-        if offset % 4 or offset < 0 or wanted < 0 or offset + wanted > whole or (length or 0) % 4:
-            raise PlanError(
-                "read outside the buffer, or not at a multiple of 4",
-                where=f"buffer {name}",
-                got=f"{offset}, {length}",
-                wanted=f"within {whole} bytes",
-            )
+        wanted = self._arguments.check_span(name, offset, length)
         size = max(4, -(-wanted // 4) * 4)
         back = self._spare_of(size)
         self._end_pass()

@@ -12,7 +12,7 @@ import asyncio
 import ctypes
 import struct
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from fanlight import shapes
@@ -37,7 +37,11 @@ async def load(
     if plan.wasm.threads:
         raise PlanError("the plan was compiled for threads", hint="Compile without threads.")
     session = WasmSession(plan, plan.wasm)
-    await session.start(files, progress or (lambda event: None))
+    try:
+        await session.start(files, progress or (lambda event: None))
+    except BaseException:
+        await session.dispose()
+        raise
     return session
 
 
@@ -49,6 +53,22 @@ def _wasmtime() -> Any:
             "wasmtime is not installed", hint="pip install 'fanlight[native]'"
         ) from error
     return wasmtime
+
+
+async def _on_thread(function: Callable[..., None], *arguments: object) -> None:
+    """Calls ``function`` on another thread, so that the loop goes on; a cancelled caller waits for
+    its end, because it uses the memory."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:  # perhaps more than once
+            cancelled = error
+    if cancelled is not None:
+        work.exception()  # taken, so that asyncio doesn't log it
+        raise cancelled
+    work.result()
 
 
 class WasmSession:
@@ -78,7 +98,7 @@ class WasmSession:
     async def start(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
         """Makes everything; :func:`load` calls it once."""
         started = time.perf_counter()
-        await asyncio.to_thread(self._instantiate)
+        await _on_thread(self._instantiate)
         progress(Progress("compile", 1, 1))
         self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
         started = time.perf_counter()
@@ -197,15 +217,7 @@ class WasmSession:
             raise AbortedError("the session was disposed")
 
     async def _enter(self, entry: str) -> None:
-        """One program on a thread of its own, so that the loop goes on; a cancelled caller waits
-        for its end."""
-        number = self._module.entries.index(entry)
-        work = asyncio.ensure_future(asyncio.to_thread(self._call, number, entry))
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await work
-            raise
+        await _on_thread(self._call, self._module.entries.index(entry), entry)
 
     def _call(self, number: int, entry: str) -> None:
         wasmtime = _wasmtime()

@@ -16,7 +16,7 @@ from typing import Any
 from fanlight import dtypes
 from fanlight.archs import llama
 from fanlight.compiler import CompileOptions, compile_module
-from fanlight.errors import FormatError, InputError, UnsupportedError
+from fanlight.errors import AbortedError, FormatError, InputError, UnsupportedError
 from fanlight.formats import gguf
 from fanlight.hub.files import ModelFile
 from fanlight.ir.graph import Module, WeightSource
@@ -52,33 +52,39 @@ class TextGeneration:
         self.timings = timings
         self.turn = asyncio.Lock()
 
+    @staticmethod
+    def check_options(
+        *, context: int | None = None, chunk: int = 128, kv_dtype: str = "f32"
+    ) -> llama.Options:
+        """The options of :meth:`create`. ``context``: most tokens of prompt and answer (the model's
+        own, at most 4,096, if None); ``chunk``: tokens of one prefill run; ``kv_dtype``: f32 or
+        f16.
+
+        Raises InputError.
+        """
+        if kv_dtype not in ("f32", "f16"):
+            raise InputError("unknown kv_dtype", got=kv_dtype, wanted="f32 or f16")
+        if context is not None:
+            _check_positive("context", context)
+        _check_positive("chunk", chunk)
+        return llama.Options(context=context, chunk=chunk, kv=dtypes.DTYPES[kv_dtype])
+
     @classmethod
     async def create(
         cls,
         file: ModelFile,
         backend: Backend,
+        options: llama.Options,
         progress: ProgressCallback | None = None,
-        *,
-        context: int | None = None,
-        chunk: int = 128,
-        kv_dtype: str = "f32",
     ) -> TextGeneration:
-        """Reads the header, compiles, loads. ``context``: most tokens of prompt and answer (the
-        model's own, at most 4,096, if None); ``chunk``: tokens of one prefill run; ``kv_dtype``:
-        f32 or f16.
+        """Reads the header, compiles, loads.
 
         Raises FormatError, UnsupportedError, StoreError, DeviceError.
         """
-        if kv_dtype not in ("f32", "f16"):
-            raise InputError("unknown kv_dtype", got=kv_dtype, wanted="f32 or f16")
-        for name, value in (("context", context), ("chunk", chunk)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be positive", got=value)
         report = progress or (lambda event: None)
         clock = _Clock()
         header = await gguf.read_header(file.read, file.size)
         clock.lap("header_ms")
-        options = llama.Options(context=context, chunk=chunk, kv=dtypes.DTYPES[kv_dtype])
         report(Progress("compile", 0, 1))
         module = await build_module(file, header, options)
         info = backend.info
@@ -92,7 +98,8 @@ class TextGeneration:
         clock.lap("tokenizer_ms")
         session = await backend.load(plan, {_FILE: file}, progress)
         clock.lap("load_ms")
-        size = module.device_dims[0].dim.max
+        size = module.device_dims[0].dim.max  # rounded up
+        size = min(size, options.context or size)
         return cls(backend, session, tokenizer, template, options, size, clock.laps)
 
     def stream(self, prompt: str | Messages, *, max_new_tokens: int = 256) -> Generation:
@@ -100,8 +107,7 @@ class TextGeneration:
 
         Answers of one pipeline wait for each other.
         """
-        if max_new_tokens < 1:
-            raise InputError("max_new_tokens must be positive", got=max_new_tokens)
+        _check_positive("max_new_tokens", max_new_tokens)
         return Generation(self, self.encode(prompt), max_new_tokens)
 
     async def __call__(self, prompt: str | Messages, *, max_new_tokens: int = 256) -> Generation:
@@ -143,8 +149,10 @@ class TextGeneration:
 
 
 class Generation:
-    """An answer in the making: iterate over it, or ``await`` the pipeline's call for the whole.
+    """An answer in the making: iterate over it, once, or ``await`` the pipeline's call for the
+    whole.
 
+    Leaving the iteration early aborts the answer and lets the next one begin.
     ``text`` and ``tokens`` grow; ``finish_reason`` is ``""`` until the end, then ``stop``,
     ``length`` or ``abort``. ``timings`` (ms and tokens/s): ``prefill_ms``, ``prefill_tok_s``,
     ``first_token_ms``, ``decode_tok_s``.
@@ -158,10 +166,17 @@ class Generation:
         self.timings: dict[str, float] = {}
         self._task, self._aborted = task, False
         self._limit = min(limit, task.context - len(prompt))
-        self._pieces = self._run()
+        self._run = self._answer()
+        self._pull = asyncio.Lock()
+        self._iterated = False
 
     def __aiter__(self) -> AsyncIterator[str]:
-        return self._pieces
+        if self._iterated:
+            raise InputError(
+                "an answer can be iterated over once", hint="Its .text has all that came."
+            )
+        self._iterated = True
+        return _Pieces(self)
 
     def abort(self) -> None:
         """Ends the answer after the device's run in flight. Safe at any time, from the same
@@ -171,9 +186,16 @@ class Generation:
     async def aclose(self) -> None:
         """Aborts and waits until the device is free."""
         self._aborted = True
-        await self._pieces.aclose()
+        async with self._pull:  # a generator that is running can't be closed
+            await self._run.aclose()
+        self.finish_reason = self.finish_reason or "abort"
 
-    async def _run(self) -> AsyncGenerator[str, None]:
+    async def pull(self) -> str:
+        """For the iterator: the next piece. Raises StopAsyncIteration."""
+        async with self._pull:
+            return await anext(self._run)
+
+    async def _answer(self) -> AsyncGenerator[str, None]:
         decoder = StreamDecoder(self._task.tokenizer)
         async with self._task.turn:
             start = time.perf_counter()
@@ -181,7 +203,8 @@ class Generation:
             chunks = self._decode()
             try:
                 await self._prefill()
-                self._note_prefill(start)
+                if not self._aborted:
+                    self._note_prefill(start)
                 async for ids in chunks:
                     last = time.perf_counter()
                     if not first:
@@ -196,10 +219,16 @@ class Generation:
                         yield piece
                     if self.finish_reason:
                         break
-            finally:
-                await chunks.aclose()
                 if not self.finish_reason:
-                    self.finish_reason = "abort" if self._aborted else "length"
+                    short = len(self.tokens) < self._limit
+                    self.finish_reason = "abort" if self._aborted and short else "length"
+            except AbortedError:  # the pipeline was disposed
+                self.finish_reason = "abort"
+                if not self._aborted:
+                    raise
+            finally:
+                self.finish_reason = self.finish_reason or "abort"
+                await chunks.aclose()
             rest = decoder.flush()
             self.text += rest
             if rest:
@@ -263,6 +292,38 @@ class Generation:
             steps = max(1, min(self._task.options.max_steps, int(_SUBMIT_MS / max(each, 0.01))))
 
 
+class _Pieces:
+    """The iterator of a ``Generation``. A loop that is left early only drops it (``async for``
+    knows no close): so dropping it aborts."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation, self._loop = generation, asyncio.get_running_loop()
+        self._over = False
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            return await self._generation.pull()
+        except BaseException:
+            self._over = True
+            raise
+
+    def __del__(self) -> None:
+        if not self._over and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_close, self._generation)
+
+
+def _close(generation: Generation) -> None:
+    task = asyncio.ensure_future(generation.aclose())
+    _closing.add(task)  # asyncio itself holds tasks weakly
+    task.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Future[None]] = set()
+
+
 async def build_module(file: ModelFile, header: gguf.Gguf, options: llama.Options) -> Module:
     """The module of a GGUF file. Raises UnsupportedError for architectures that ``archs`` lacks."""
     weights = {
@@ -280,6 +341,11 @@ async def build_module(file: ModelFile, header: gguf.Gguf, options: llama.Option
         if len(small[name]) != source.length:
             raise FormatError("the file ends inside a tensor", where=name)
     return llama.build(config, weights, small, options)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a positive whole number", got=repr(value))
 
 
 class _Clock:
