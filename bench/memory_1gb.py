@@ -23,6 +23,7 @@ from fanlight.bench.visit import BACKENDS
 from tests import gguf_files
 
 _HIDDEN, _FFN, _VOCAB = 2048, 8192, 32768
+_CONTEXT = 256  # a KV cache that is never touched would hide what loading costs
 
 
 def model_of(megabytes: int) -> gguf_files.Model:
@@ -55,7 +56,14 @@ def main() -> int:
         gguf_files.write(path, model_of(given.megabytes))
         print(f"{path.stat().st_size / 1e6:.0f} MB of random weights")
         backends = (given.backend,) if given.backend else BACKENDS
-        made = measure(path, "Hello", backends=backends, visits=given.visits, max_new_tokens=1)
+        made = measure(
+            path,
+            "Hello",
+            backends=backends,
+            visits=given.visits,
+            max_new_tokens=1,
+            context=_CONTEXT,
+        )
         report = asyncio.run(made)
     print(table(report))
     print(json.dumps(report))

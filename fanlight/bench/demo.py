@@ -66,6 +66,7 @@ async def measure(
     visits: int = 2,
     headed: bool = False,
     max_new_tokens: int = 256,
+    context: int | None = None,
 ) -> dict[str, Any]:
     """The report; streams answers to the terminal as they come. Raises FanlightError."""
     from fanlight.server.app import create_app
@@ -83,7 +84,7 @@ async def measure(
                     address = f"/models/{model.name}"
                     visit = Visit(base, address, backend, number, Path(folder), prompt, idle)
                     visit = replace(visit, webgpu=webgpu, headed=headed)
-                    visit = replace(visit, max_new_tokens=max_new_tokens)
+                    visit = replace(visit, max_new_tokens=max_new_tokens, context=context)
                     print(f"\n{backend}, visit {number}: ", end="", flush=True)
                     row, browser = await run(visit, log, _show)
                     runs.append(row)
@@ -123,12 +124,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", choices=BACKENDS, help="both by default")
     parser.add_argument("--visits", type=int, default=2, help="of each backend (2)")
     parser.add_argument("--headed", action="store_true", help="show the browser")
+    parser.add_argument("--context", type=int, help="tokens of the KV cache")
     given = parser.parse_args(arguments)
     backends = (given.backend,) if given.backend else BACKENDS
     try:
         model = given.model or default_model()
         made = measure(
-            model, given.prompt, backends=backends, visits=given.visits, headed=given.headed
+            model,
+            given.prompt,
+            backends=backends,
+            visits=given.visits,
+            headed=given.headed,
+            context=given.context,
         )
         report = asyncio.run(made)
     except FanlightError as error:

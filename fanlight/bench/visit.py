@@ -42,7 +42,8 @@ _BOOT = "async () => { await (await import('/fanlight.js')).start(); }"
 @dataclass(frozen=True, slots=True)
 class Visit:
     """What to do. ``profile``: a folder; a second visit is a restarted browser on the same one.
-    ``idle``: what :func:`idle_bytes` gave for this machine. ``max_new_tokens``: of the answer."""
+    ``idle``: what :func:`idle_bytes` gave for this machine. ``max_new_tokens``: of the answer.
+    ``context``: tokens of the KV cache, the page's own choice if None."""
 
     base: str
     model: str
@@ -54,6 +55,7 @@ class Visit:
     webgpu: chromium.WebGpu = "swiftshader"
     headed: bool = False
     max_new_tokens: int = 256
+    context: int | None = None
     timeout: float = 1200.0
 
 
@@ -148,8 +150,16 @@ def _rounded(value: float | None, digits: int) -> float | int | None:
 
 
 def _address(visit: Visit) -> str:
-    query = {"model": visit.model, "device": visit.backend, "prompt": visit.prompt}
-    return f"{visit.base}/?{urlencode(query | {'max_new_tokens': visit.max_new_tokens, 'auto': 1})}"
+    query = {
+        "model": visit.model,
+        "device": visit.backend,
+        "prompt": visit.prompt,
+        "max_new_tokens": visit.max_new_tokens,
+        "auto": 1,
+    }
+    if visit.context is not None:
+        query["context"] = visit.context
+    return f"{visit.base}/?{urlencode(query)}"
 
 
 @asynccontextmanager
