@@ -290,17 +290,18 @@ class GpuSession:
 
     async def dispose(self) -> None:
         """See ``Session.dispose``."""
-        if self._disposed:
-            return
-        self._disposed = True
-        self._pass = self._encoder = None
-        for buffer in (*self._buffers.values(), *self._spare, self._uniform):
-            if buffer is not None:
-                buffer.destroy()
-        self._buffers.clear()
-        self._prepared.clear()
-        self._pipelines.clear()
-        self._device.destroy()
+        async with self._lock:  # the device isn't taken from under a call
+            if self._disposed:
+                return
+            self._disposed = True
+            self._pass = self._encoder = None
+            for buffer in (*self._buffers.values(), *self._spare, self._uniform):
+                if buffer is not None:
+                    buffer.destroy()
+            self._buffers.clear()
+            self._prepared.clear()
+            self._pipelines.clear()
+            self._device.destroy()
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None, None]:
