@@ -134,6 +134,16 @@ async def test_two_at_once_wait_for_each_other(made: TextGeneration) -> None:
     assert [g.tokens for g in both] == alone
 
 
+async def test_a_waiting_answer_can_be_aborted(made: TextGeneration) -> None:
+    first, second = (made.stream(PROMPTS[0], max_new_tokens=50) for _ in range(2))
+    works = [asyncio.create_task(_collect(answer)) for answer in (first, second)]
+    await asyncio.sleep(0)
+    second.abort()
+    await asyncio.gather(*works)
+    assert (first.finish_reason, len(first.tokens)) == ("length", 50)
+    assert (second.finish_reason, second.tokens) == ("abort", [])
+
+
 # --- ends before the end
 
 
@@ -187,23 +197,35 @@ async def test_aclose(made: TextGeneration) -> None:
     assert answer.finish_reason == "abort" and await anext(pieces, None) is None
     answer = made.stream(PROMPTS[0])
     work = asyncio.create_task(_collect(answer))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     await answer.aclose()
     await work
     assert answer.finish_reason == "abort"
     assert not made.turn.locked()
 
 
-async def _collect(answer: Generation) -> list[str]:
-    return [piece async for piece in answer]
+async def _collect(
+    answer: Generation, enough: int = 0, reached: asyncio.Event | None = None
+) -> list[str]:
+    """All pieces. ``reached`` is set while waiting for the piece after ``enough``."""
+    got: list[str] = []
+    pieces = aiter(answer)
+    while True:
+        if reached is not None and len(got) == enough:
+            reached.set()
+        piece = await anext(pieces, None)
+        if piece is None:
+            return got
+        got.append(piece)
 
 
 async def test_cancelling_an_answer(made: TextGeneration) -> None:
     whole = (await made(PROMPTS[0], max_new_tokens=50)).tokens
-    for _ in range(3):
-        answer = made.stream(PROMPTS[0], max_new_tokens=400)
-        work = asyncio.create_task(_collect(answer))
-        await asyncio.sleep(0.02)
+    for pieces in range(3):
+        answer, some = made.stream(PROMPTS[0], max_new_tokens=400), asyncio.Event()
+        work = asyncio.create_task(_collect(answer, pieces, some))
+        await some.wait()
+        await asyncio.sleep(0)
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
@@ -379,7 +401,7 @@ async def test_disposed_in_the_middle(path: Path, device: str, aborts: bool) -> 
     pieces = aiter(answer)
     await anext(pieces)
     work = asyncio.create_task(_rest(pieces))
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
     if aborts:
         answer.abort()
     await pipeline.dispose()

@@ -68,10 +68,10 @@ def _download(url: str, folder: Path, report: Report, stop: threading.Event) -> 
     with _disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder, stop):
-        if stop.is_set() or (folder / "data").exists():  # another's download
+        if (folder / "data").exists():  # another's download
             return
         most, idle = _size(folder / "data.part"), 0
-        while True:
+        while not stop.is_set():
             try:
                 if _attempt(url, folder, report, stop):
                     with _disk(folder):
@@ -92,8 +92,8 @@ def _download(url: str, folder: Path, report: Report, stop: threading.Event) -> 
                         where=url,
                         hint="Run it again to go on from there.",
                     ) from error
-                if idle and stop.wait(_PAUSES_S[idle - 1]):
-                    return
+                if idle:
+                    stop.wait(_PAUSES_S[idle - 1])
 
 
 def _attempt(url: str, folder: Path, report: Report, stop: threading.Event) -> bool:
