@@ -10,7 +10,7 @@ from typing import Any
 
 from fanlight.codegen.wgsl import text
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
-from fanlight.kernels.target import Context, Operand
+from fanlight.kernels.target import CPU, Context, Operand
 from fanlight.shapes import Size, binary, maximum, product
 
 THREADS = 256
@@ -33,6 +33,7 @@ def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
     x = inputs[0]
+    threads = 1 if CPU in context.features else THREADS  # barriers are dear there
     rows, n = product(x.shape[:-1]), x.shape[-1]
     value = "vec2<u32>(bitcast<u32>(b0[row * SIZE + i]), i + 1u)"
     result = "b1[row] = i32(max(best.y, 1u)) - 1;"
@@ -47,6 +48,7 @@ def rule(
                 1,
                 value,
                 result,
+                threads,
             )
         ]
     scratch = context.scratch(binary("*", rows, SLICES * 8))
@@ -61,6 +63,7 @@ def rule(
             SLICES,
             value,
             "b1[group_at] = best;",
+            threads,
         ),
         _stage(
             "argmax_merge",
@@ -71,6 +74,7 @@ def rule(
             1,
             pairs,
             result,
+            threads,
         ),
     ]
 
@@ -84,8 +88,10 @@ def _stage(
     slices: int,
     value: str,
     result: str,
+    threads: int,
 ) -> WgslLaunch:
     """Each workgroup: the best of one of ``slices`` slices of a row of ``n``."""
+    several = threads > 1
     body = f"""  let group_at = {text.GROUP};
   let row = group_at / {slices}u;
   if (row >= {text.size_u32(rows)}) {{ return; }}
@@ -93,13 +99,13 @@ def _stage(
   let slice = (size + {slices - 1}u) / {slices}u;
   let first = (group_at % {slices}u) * slice;
   var best = vec2<u32>(0u);
-  for (var i = first + lane; i < min(first + slice, size); i += {THREADS}u) {{
+  for (var i = first + lane; i < min(first + slice, size); i += {threads}u) {{
     best = better(best, {value.replace("SIZE", "size")});
   }}
-  best = best_of(best, lane);
+  {"best = best_of(best, lane);" if several else ""}
   if (lane == 0u) {{ {result} }}"""
-    combine = text.reduction("best_of", "vec2<u32>", THREADS, "better({a}, {b})")
-    code = _BETTER + combine + text.entry(THREADS, body)
+    combine = text.reduction("best_of", "vec2<u32>", threads, "better({a}, {b})")
+    code = _BETTER + (combine if several else "") + text.entry(threads, body)
     bindings = (Binding(types[0], "read"), Binding(types[1], "read_write"))
     kernel = text.kernel(label, code, bindings, (rows, n))
     return WgslLaunch(kernel, buffers, text.fold_grid(binary("*", rows, slices)))

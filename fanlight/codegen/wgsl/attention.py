@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fanlight.codegen.wgsl import blocks, maths, text
+from fanlight.codegen.wgsl import blocks, maths, on_cpu, text
 from fanlight.dtypes import DType
 from fanlight.errors import UnsupportedError
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
-from fanlight.kernels.target import Context, Operand
+from fanlight.kernels.target import CPU, Context, Operand
 from fanlight.shapes import Size, binary, ceildiv, maximum
 
 _CACHES = ("f32", "f16", "bf16")
@@ -34,6 +34,8 @@ def rule(
         got = f"{k.dtype} and {v.dtype}, {depth} elements a head"
         raise UnsupportedError("no attention over such a cache", where="attention", got=got)
     start: Size = attrs["start"]
+    if CPU in context.features:
+        return [on_cpu.attention(q, k, v, output, start, attrs["scale"])]
     together = 1 if maximum(rows) == 1 else 4
     threads = max(256 if together == 1 else 64, 1 << (depth // 4 - 1).bit_length())
     shape = _Shape(rows, k.shape[0], heads, groups, depth // 4, threads, together)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fanlight.codegen.wgsl import blocks, text
+from fanlight.codegen.wgsl import blocks, on_cpu, text
 from fanlight.codegen.wgsl import loops as wgsl_loops
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Binding, Launch, WgslKernel, WgslLaunch
@@ -39,8 +39,10 @@ def rule(
         return [_loop(x, w, output, rows)]
     launches: list[Launch] = []
     for part in w.parts:
-        if rows == 1:
-            kernel, grid = _vector(w, part, k, CPU in context.features)
+        if CPU in context.features:
+            kernel, grid = on_cpu.matmul(w, part, rows, n, k)
+        elif rows == 1:
+            kernel, grid = _vector(w, part, k)
         else:
             kernel, grid = _tiled(w, part, rows, n, k)
         buffers = (x.buffer, *part.buffers, output.buffer)
@@ -69,13 +71,11 @@ def _bindings(w: Operand) -> tuple[Binding, ...]:
 # --- one row of x
 
 
-def _vector(
-    w: Operand, part: Part, k: int, cpu: bool
-) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
+def _vector(w: Operand, part: Part, k: int) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
     """``lanes`` lanes share ``each`` consecutive rows of w; ``teams`` such groups a workgroup."""
     row = blocks.ROWS[w.dtype.name]
     spans = k // row.step
-    lanes, each = share(maximum(part.rows), spans, cpu)
+    lanes, each = share(maximum(part.rows), spans)
     teams = VECTOR_THREADS // lanes
     quads = text.size_u32(k // 4)
     kind = f"array<vec4<f32>, {len(row.at)}>"
@@ -106,13 +106,8 @@ def _vector(
     return kernel, text.fold_grid(ceildiv(part.rows, teams * each))
 
 
-def share(rows: int, spans: int, cpu: bool) -> tuple[int, int]:
-    """Lanes to a row, and rows to a lane, for ``rows`` rows of ``spans`` spans.
-
-    A GPU wants many lanes in flight, a CPU that plays one few loads: each costs it a call a lane.
-    """
-    if cpu:
-        return 4, 4
+def share(rows: int, spans: int) -> tuple[int, int]:
+    """Lanes to a row, and rows to a lane, for ``rows`` rows of ``spans`` spans."""
     lanes = _power_of_two(spans // 2, 4, VECTOR_THREADS // 2)
     return lanes, 4 if rows * lanes >= 1 << 17 else 2 if rows * lanes >= 1 << 16 else 1
 

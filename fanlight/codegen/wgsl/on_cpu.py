@@ -1,0 +1,128 @@
+"""Products and attention for adapters that are CPUs playing a GPU (SwiftShader, lavapipe).
+
+No workgroup memory and no barriers: there a barrier makes the compiler split the kernel at each one
+and keep all that lives across it, which takes SwiftShader seconds and hundreds of megabytes a
+kernel. Each invocation makes its outputs alone; a workgroup is small, since workgroups are what the
+CPU's cores share out.
+"""
+
+from __future__ import annotations
+
+from fanlight.codegen.wgsl import blocks, maths, text
+from fanlight.kernels.launch import Binding, WgslKernel, WgslLaunch
+from fanlight.kernels.target import Operand, Part
+from fanlight.shapes import Size, binary, ceildiv
+
+_THREADS = 16
+_ROWS, _COLUMNS = 4, 4  # outputs of an invocation
+_QUADS = 4  # of a head's values, summed by one invocation
+_INVOCATION = f"({text.GROUP} * {_THREADS}u + lane)"
+
+Grid = tuple[Size, Size, Size]
+
+
+def matmul(w: Operand, part: Part, rows: Size, n: Size, k: int) -> tuple[WgslKernel, Grid]:
+    """``rows`` of x times the part's rows of w."""
+    together = 1 if rows == 1 else _ROWS
+    row = blocks.ROWS[w.dtype.name]
+    out = f"b{1 + len(row.planes)}"
+    quads = f"{k // 4}u"
+    across = ceildiv(part.rows, _COLUMNS)
+    width, count = text.size_u32(part.rows), text.size_u32(rows)
+    if together == 1:
+        kind = f"array<vec4<f32>, {len(row.at)}>"
+        values = ", ".join(f"b0[{at}]" for at in row.at)
+        loop = f"""  for (var s = 0u; s < {k // row.step}u; s++) {{
+    let x = {kind}({values});
+    for (var j = 0u; j < {_COLUMNS}u; j++) {{
+      sums[j].x += w_dot(min(n0 + j, {width} - 1u), s, x);
+    }}
+  }}"""
+        code = blocks.dotter(w.dtype, "w", 1, quads)
+    else:
+        xs = ", ".join(f"b0[x{r} + q]" for r in range(_ROWS))
+        places = "\n".join(
+            f"  let x{r} = min(m0 + {r}u, {count} - 1u) * {quads};" for r in range(_ROWS)
+        )
+        dots = ", ".join(f"dot(x[{r}], value)" for r in range(_ROWS))
+        loop = f"""{places}
+  for (var q = 0u; q < {quads}; q++) {{
+    let x = array<vec4<f32>, {_ROWS}>({xs});
+    for (var j = 0u; j < {_COLUMNS}u; j++) {{
+      let value = w_quad(min(n0 + j, {width} - 1u), q);
+      sums[j] += vec4<f32>({dots});
+    }}
+  }}"""
+        code = blocks.reader(w.dtype, "w", 1, quads)
+    body = f"""  let n0 = ({_INVOCATION} % {text.size_u32(across)}) * {_COLUMNS}u;
+  let m0 = ({_INVOCATION} / {text.size_u32(across)}) * {together}u;
+  if (m0 >= {count}) {{ return; }}
+  var sums: array<vec4<f32>, {_COLUMNS}>;
+{loop}
+  for (var r = 0u; r < min({together}u, {count} - m0); r++) {{
+    for (var j = 0u; j < min({_COLUMNS}u, {width} - n0); j++) {{
+      {out}[(m0 + r) * {text.size_u32(n)} + {part.first}u + n0 + j] = sums[j][r];
+    }}
+  }}"""
+    bindings = (
+        Binding("array<vec4<f32>>", "read"),
+        *blocks.bindings(w.dtype),
+        Binding("array<f32>", "read_write"),
+    )
+    code += text.entry(_THREADS, body)
+    kernel = text.kernel(f"matmul_{w.dtype}_cpu", code, bindings, (rows, n, part.rows))
+    return kernel, _grid(binary("*", across, ceildiv(rows, together)))
+
+
+def attention(
+    q: Operand, k: Operand, v: Operand, output: Operand, start: Size, scale: float
+) -> WgslLaunch:
+    """An invocation goes through a head's positions once, with a running maximum (Milakov and
+    Gimelshein, arXiv 1805.02867), for up to four quads of the head's values."""
+    rows, heads, depth = q.shape
+    groups, context = k.shape[1], k.shape[0]
+    assert isinstance(heads, int) and isinstance(depth, int) and isinstance(groups, int)
+    quads = depth // 4
+    parts = -(-quads // _QUADS)
+    body = f"""  let part = {_INVOCATION} % {parts}u;
+  let row = {_INVOCATION} / {parts}u; // of q: position and head
+  let t = row / {heads}u;
+  if (t >= {text.size_u32(rows)}) {{ return; }}
+  let length = min({text.size_u32(start)} + t + 1u, {text.size_u32(context)});
+  let kv = (row % {heads}u) / {heads // groups}u;
+  let first = part * {_QUADS}u;
+  let count = min({_QUADS}u, {quads}u - first);
+  var highest = -3.0e38;
+  var total = 0.0;
+  var sums: array<vec4<f32>, {_QUADS}>;
+  for (var p = 0u; p < length; p++) {{
+    let at = p * {groups}u + kv;
+    var products = vec4<f32>(0.0);
+    for (var i = 0u; i < {quads}u; i++) {{ products += b0[row * {quads}u + i] * k_quad(at, i); }}
+    let score = dot(products, vec4<f32>({text.literal(scale, "f32")}));
+    let now = max(highest, score);
+    let shrink = fl_exp(highest - now);
+    let weight = fl_exp(score - now);
+    total = total * shrink + weight;
+    for (var i = 0u; i < count; i++) {{
+      sums[i] = sums[i] * shrink + weight * v_quad(at, first + i);
+    }}
+    highest = now;
+  }}
+  for (var i = 0u; i < count; i++) {{ b3[row * {quads}u + first + i] = sums[i] / total; }}"""
+    code = blocks.reader(k.dtype, "k", 1, f"{quads}u") + blocks.reader(v.dtype, "v", 2, f"{quads}u")
+    code += text.entry(_THREADS, body)
+    code = maths.functions(code) + code
+    bindings = (
+        Binding("array<vec4<f32>>", "read"),
+        *blocks.bindings(k.dtype),
+        *blocks.bindings(v.dtype),
+        Binding("array<vec4<f32>>", "read_write"),
+    )
+    kernel = text.kernel(f"attention_{k.dtype}_cpu", code, bindings, (rows, start, context))
+    buffers = (q.buffer, k.buffer, v.buffer, output.buffer)
+    return WgslLaunch(kernel, buffers, _grid(binary("*", rows, heads * parts)))
+
+
+def _grid(invocations: Size) -> Grid:
+    return text.fold_grid(ceildiv(invocations, _THREADS))
