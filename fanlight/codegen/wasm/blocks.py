@@ -74,7 +74,7 @@ def _scale(scale: Value, minimum: Value | None = None) -> Callable[[Value], Valu
     return f
 
 
-def _nibbles(w: Writer, at: Local, offset: int) -> tuple[Local, Local]:
+def nibbles(w: Writer, at: Local, offset: int) -> tuple[Local, Local]:
     packed = w.let(op("v128.load", at, offset=offset, align=1))
     low = w.let(op("v128.and", packed, i32x4(0x0F0F0F0F)))
     return low, w.let(op("i8x16.shr_u", packed, 4))
@@ -83,7 +83,7 @@ def _nibbles(w: Writer, at: Local, offset: int) -> tuple[Local, Local]:
 def _q4_0(w: Writer, at: Local, sink: Sink) -> None:
     d = _half(w, at, 0)
     f = _scale(d)
-    for k, quants in zip((0, 16), _nibbles(w, at, 2), strict=True):
+    for k, quants in zip((0, 16), nibbles(w, at, 2), strict=True):
         centred = w.let(op("i8x16.sub", quants, i32x4(0x08080808)))
         _sixteen(w, centred, k, "s", sink, f)
 
@@ -91,7 +91,7 @@ def _q4_0(w: Writer, at: Local, sink: Sink) -> None:
 def _q4_1(w: Writer, at: Local, sink: Sink) -> None:
     both = _halves(w, at, 0)
     d, m = w.let(_splat(both, 0)), w.let(_splat(both, 1))
-    for k, quants in zip((0, 16), _nibbles(w, at, 4), strict=True):
+    for k, quants in zip((0, 16), nibbles(w, at, 4), strict=True):
         _sixteen(w, quants, k, "u", sink, _scale(d, m))
 
 
@@ -126,7 +126,7 @@ def _q4_k(w: Writer, at: Local, sink: Sink) -> None:
             scale = w.let(op("f32x4.mul", d, real_s))
             scales.append((scale, w.let(op("f32x4.neg", op("f32x4.mul", dmin, real_m)))))
         for part in (0, 16):
-            low, high = _nibbles(w, at, 16 + 16 * j + part)
+            low, high = nibbles(w, at, 16 + 16 * j + part)
             for number, quants in enumerate((low, high)):
                 f = _scale(*scales[number])
                 _sixteen(w, quants, 32 * (j + number) + part, "u", sink, f)
@@ -138,7 +138,7 @@ def _q6_k(w: Writer, at: Local, sink: Sink) -> None:
     d = _half(w, at, 208)
     for half in (0, 1):
         for part in (0, 16):
-            low = [_nibbles(w, at, 64 * half + 32 * row + part) for row in (0, 1)]
+            low = [nibbles(w, at, 64 * half + 32 * row + part) for row in (0, 1)]
             high = w.let(op("v128.load", at, offset=128 + 32 * half + part, align=1))
             for quarter in range(4):
                 bits = op("i8x16.shr_u", high, 2 * quarter) if quarter else high

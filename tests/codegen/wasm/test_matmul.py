@@ -1,0 +1,216 @@
+"""Products with stored weights against f64, at SmolLM2's shapes and odd ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fanlight import dtypes
+from fanlight.codegen.wasm import blocks
+from fanlight.codegen.wasm.encoder import Function, ValueType
+from fanlight.errors import UnsupportedError
+from fanlight.kernels.launch import Launch, WasmLaunch
+from fanlight.kernels.target import Operand, Part
+from fanlight.plan import DimSpec
+from fanlight.shapes import Dim, Size
+from tests.codegen.wasm.harness import RELAXED, Array, Bench, f32, nmse, stored
+
+ROWS = Dim("rows", "host", 128)
+#: sums in f32 over at least four lanes; the worst that was seen at K = 1536 is 2e-14
+NMSE = 1e-12
+#: … and of each output, of the sum of its terms' sizes
+ERROR = 1e-6
+
+
+class Product:
+    """x [rows, k] @ w [n, k].T, compiled; ``wanted`` in f64."""
+
+    def __init__(
+        self,
+        dtype: str,
+        rows: int,
+        n: int,
+        k: int,
+        features: frozenset[str] = frozenset(),
+        size: Size | None = None,
+    ) -> None:
+        rng = np.random.default_rng(rows + n + k)
+        raw, self.w = stored(dtype, n, k, rng)
+        self.x = rng.standard_normal((rows, k)).astype("f4")
+        self.bench = Bench(dims=(DimSpec(ROWS),), features=features)
+        count = rows if size is None else size
+        x = self.bench.value("x", self.x, "f32", (count, k))
+        w = self.bench.value("w", raw, dtype, (n, k))
+        self.launches = self.bench.op("matmul", [x, w], self.bench.empty("y", "f32", (count, n)))
+
+    def run(self) -> Array:
+        rows, n = len(self.x), len(self.w)
+        return f32(self.bench.run(self.launches, ["y"], {"rows": rows})[0], (rows, n))
+
+    def share(self, threads: int) -> bytes:
+        return self.bench.share(self.launches, "y", threads, {"rows": len(self.x)})
+
+    def check(self) -> None:
+        close(self.run(), self.x, self.w)
+
+
+def close(got: Array, x: Array, w: Array) -> None:
+    """``got`` is x @ w.T, as the bounds above say."""
+    x, w = x.astype("f8"), w.astype("f8")
+    wanted, sizes = x @ w.T, np.abs(x) @ np.abs(w).T
+    assert np.isfinite(got).all()
+    assert nmse(got, wanted) <= NMSE
+    assert (np.abs(got - wanted) <= ERROR * sizes).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 37, 128])
+@pytest.mark.parametrize(("n", "k"), [(192, 576), (576, 576), (1536, 576), (576, 1536)])
+def test_smollm2(rows: int, n: int, k: int) -> None:
+    Product("q4_1", rows, n, k).check()
+
+
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_1"])
+def test_vocabulary(dtype: str) -> None:
+    Product(dtype, 1, 49152, 576, RELAXED).check()
+
+
+@pytest.mark.parametrize("features", [frozenset(), RELAXED])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("dtype", sorted(blocks.ROWS))
+def test_every_dtype(dtype: str, rows: int, features: frozenset[str]) -> None:
+    Product(dtype, rows, 37, 512, features).check()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 9])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 9, 31])
+def test_odd_sizes(rows: int, n: int) -> None:
+    Product("q4_1", rows, n, 32).check()
+    Product("f32", rows, n, 4).check()
+    Product("f32", rows, n, 36, RELAXED).check()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 128])
+def test_rows_of_run_time(rows: int) -> None:
+    """One kernel for any number of rows."""
+    made = Product("q4_1", rows, 37, 96, size=ROWS)
+    made.check()
+    assert made.launches[0].kernel.name == Product("q4_1", 2, 37, 96).launches[0].kernel.name
+
+
+def test_no_rows() -> None:
+    made = Product("q4_1", 1, 8, 32, size=ROWS)
+    assert not any(made.bench.share(made.launches, "y", 1, {"rows": 0}))
+
+
+def test_leading_axes() -> None:
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal((2, 3, 8)).astype("f4"), rng.standard_normal((5, 8)).astype("f4")
+    bench = Bench()
+    inputs = [bench.value("x", x, "f32"), bench.value("w", w, "f32")]
+    launches = bench.op("matmul", inputs, bench.empty("y", "f32", (2, 3, 5)))
+    close(f32(bench.run(launches, ["y"])[0], (6, 5)), x.reshape(6, 8), w)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_weights_in_parts(rows: int) -> None:
+    rng = np.random.default_rng(4)
+    raw, w = stored("q4_0", 11, 64, rng)
+    x = rng.standard_normal((rows, 64)).astype("f4")
+    bench = Bench()
+    parts = [Part(0, 7, ("a",)), Part(7, 1, ("b",)), Part(8, 3, ("c",))]
+    for part in parts:
+        assert isinstance(part.rows, int)
+        bench.value(part.buffers[0], raw[part.first : part.first + part.rows], "q4_0")
+    operand = Operand(dtypes.DTYPES["q4_0"], (11, 64), tuple(parts))
+    out = bench.empty("y", "f32", (rows, 11))
+    launches = bench.op("matmul", [bench.value("x", x, "f32"), operand], out)
+    assert len(launches) == 3
+    close(f32(bench.run(launches, ["y"])[0], (rows, 11)), x, w)
+
+
+@pytest.mark.parametrize("dtype", sorted(blocks.ROWS))
+def test_one_hot_rows_read_the_weights_exactly(dtype: str) -> None:
+    """In the form for one row, and in that for more."""
+    k = 256
+    raw, w = stored(dtype, 6, k, np.random.default_rng(5))
+    bench = Bench()
+    x = bench.value("x", np.eye(k, dtype="f4"), "f32")
+    inputs = [x, bench.value("w", raw, dtype, (6, k))]
+    launches = bench.op("matmul", inputs, bench.empty("y", "f32", (k, 6)))
+    np.testing.assert_array_equal(f32(bench.run(launches, ["y"])[0], (k, 6)), w.T)
+    one = bench.empty("one", "f32", (1, k))
+    launches = bench.op("matmul", [one, inputs[1]], bench.empty("z", "f32", (1, 6)))
+    plan = bench.plan(launches)
+    for place in range(k):
+        feeds = {"w": bench.feeds["w"], "one": np.eye(k, dtype="f4")[place].tobytes()}
+        (data,) = bench.run_plan(plan, feeds, ["z"])
+        np.testing.assert_array_equal(f32(data, (6,)), w[:, place])
+
+
+@pytest.mark.parametrize("features", [frozenset(), RELAXED])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("dtype", sorted(blocks.ROWS))
+def test_same_bits_on_all_threads(dtype: str, rows: int, features: frozenset[str]) -> None:
+    made = Product(dtype, rows, 13, 256, features)
+    one = made.share(1)
+    assert f32(one, (rows, 13)).tobytes() == made.run().tobytes()
+    for threads in (2, 3, 5, 16):
+        assert made.share(threads) == one, threads
+
+
+def test_equal_names_are_equal_code() -> None:
+    """The name says what the code depends on."""
+    found: dict[str, bytes] = {}
+    for features in (frozenset(), RELAXED):
+        for dtype in blocks.ROWS:
+            for rows in (1, 2):
+                for n, k in ((3, 256), (256, 256), (3, 512)):
+                    (launch,) = Product(dtype, rows, n, k, features).launches
+                    code = _code(launch)
+                    assert code not in found.values()
+                    assert found.setdefault(launch.kernel.name, code) == code
+
+
+def _code(launch: Launch) -> bytes:
+    assert isinstance(launch, WasmLaunch)
+    kernel = launch.kernel
+    params: list[ValueType] = ["i32"] * (kernel.buffers + kernel.args + 2)
+    function = Function(0, params, ())
+    kernel.emit(function)
+    return function.body()
+
+
+def _swapped(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the code of ``dtype`` take high nibbles for low ones."""
+    real: Callable[..., Any] = blocks.nibbles
+    monkeypatch.setattr(blocks, "nibbles", lambda *args: tuple(reversed(real(*args))))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("dtype", ["q4_k", "q6_k"])
+def test_swapped_nibbles_fail(dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _swapped(dtype, monkeypatch)
+    with pytest.raises(AssertionError):
+        Product(dtype, rows, 37, 512).check()
+
+
+@pytest.mark.parametrize("element", [0, 575])
+def test_one_wrong_weight_of_many_fails(element: int) -> None:
+    """One quant that is 1 too high, in one of 192 rows."""
+    made = Product("q4_1", 2, 192, 576)
+    made.w[100, element] += np.ptp(made.w[100, element // 32 * 32 :][:32]) / 15
+    with pytest.raises(AssertionError):
+        made.check()
+
+
+def test_what_no_code_reads() -> None:
+    bench = Bench()
+    x = bench.empty("x", "f32", (1, 48))
+    y = bench.empty("y", "f32", (1, 4))
+    with pytest.raises(UnsupportedError, match="i8"):
+        bench.op("matmul", [x, bench.empty("w", "i8", (4, 48))], y)
+    with pytest.raises(UnsupportedError, match="multiples of 32"):
+        bench.op("matmul", [x, Operand(dtypes.DTYPES["q4_0"], (4, 48), ())], y)
