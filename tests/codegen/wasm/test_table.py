@@ -36,7 +36,7 @@ def test_storage_is_total() -> None:
         if isinstance(entry, NotYet):
             assert entry.reason
             continue
-        assert isinstance(entry, Storage) and entry.direct
+        assert entry.direct
         assert [plane.unit_bytes for plane in entry.planes] == [DTYPES[name].bytes]
 
 
