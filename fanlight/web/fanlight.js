@@ -86,6 +86,10 @@ export async function pipeline(task, model, { device = 'auto', progress = () => 
   throwIfAborted(signal);
   const source = model instanceof Blob ? model : address(model);
   const { executor, python } = workers();
+  const close = async (/** @type {OpenedFile} */ file, /** @type {{pipeline: number} | null} */ made) => {
+    if (made) await python.request('dispose', { pipeline: made.pipeline });
+    await executor.request('dispose', { file: file.file });
+  };
   // What goes wrong in one of the two workers stops the other.
   const control = new AbortController();
   const stop = () => control.abort();
@@ -101,9 +105,7 @@ export async function pipeline(task, model, { device = 'auto', progress = () => 
       return { file, made, downloading };
     } catch (error) {
       control.abort();
-      const made = await creating.catch(() => null);
-      if (made) await python.request('dispose', { pipeline: made.pipeline });
-      await executor.request('dispose', { file: file.file });
+      await close(file, await creating.catch(() => null));
       throw error;
     }
   });
@@ -113,25 +115,27 @@ export async function pipeline(task, model, { device = 'auto', progress = () => 
     const { file, made, downloading } = await unlessAborted(Promise.all([making, begun]).then(([done]) => done), signal);
     const status = await begun;
     const { pipeline: handle, info } = made;
-    const close = async () => {
-      await python.request('dispose', { pipeline: handle });
-      control.abort();
-      await executor.request('dispose', { file: file.file });
-    };
     /** @type {Members} */
     const members = {
       info: {
         task, model: file.name, ...info, isolated: globalThis.crossOriginIsolated, can_run_sync: status.can_run_sync,
         timings: { python_ms: status.python_ms, ...info.timings },
       },
-      stats: () => downloading,
-      dispose: close,
+      stats: async () => {
+        await downloading;
+        return (await executor.request('stats')).files[file.file];
+      },
+      async dispose() {
+        control.abort(); // of the rest of the download
+        await close(file, made);
+      },
     };
     const generate = (/** @type {string | Message[]} */ prompt, /** @type {GenerateOptions} */ options = {}) =>
       new Generation(python, handle, prompt, options);
     return Object.assign(generate, members);
   } catch (error) {
     control.abort();
+    making.then(({ file, made }) => close(file, made)).catch(() => {}); // it came too late
     throw error;
   } finally {
     signal?.removeEventListener('abort', stop);

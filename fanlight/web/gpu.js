@@ -5,6 +5,7 @@
 
 import { DeviceError, FanlightError, PlanError, throwIfAborted } from './errors.js';
 import { GpuDevice } from './gpu_device.js';
+import { packs } from './gpu_memory.js';
 import { Replay, kernelsOf } from './gpu_replay.js';
 import { STAGING, readPlan, stepsOf } from './plan.js';
 import { Turns, checkDims, checkFeeds, programOf } from './session.js';
@@ -116,12 +117,10 @@ export class GpuSession {
     }
     await device.allocate(this.info.resident_bytes, () => {
       const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-      for (const [label, bytes] of replay.bytes) {
-        replay.buffers.set(
-          label,
-          device.buffer(label, Math.max(16, Math.ceil(bytes / 4) * 4), usage),
-        );
-      }
+      packs(plan, replay.bytes).forEach(({ names, offsets, bytes }, number) => {
+        const buffer = device.buffer(`pack ${number}`, bytes, usage);
+        names.forEach((name, i) => replay.places.set(name, { buffer, offset: offsets[i] }));
+      });
       const kind = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
       replay.uniformBuffer = device.buffer('dims', replay.uniform.byteLength, kind);
     });
@@ -140,11 +139,9 @@ export class GpuSession {
       const key = JSON.stringify([access, dims, step.buffers]);
       let bindGroup = groups.get(key);
       if (!bindGroup) {
-        const names = step.buffers.map(
-          (name) => /** @type {GPUBuffer} */ (replay.buffers.get(name)),
-        );
-        if (dims) names.push(/** @type {GPUBuffer} */ (replay.uniformBuffer));
-        bindGroup = device.bindGroup(device.layout(access, dims), names);
+        const bound = step.buffers.map((name) => replay.binding(name));
+        if (dims) bound.push({ buffer: /** @type {GPUBuffer} */ (replay.uniformBuffer) });
+        bindGroup = device.bindGroup(device.layout(access, dims), bound);
         groups.set(key, bindGroup);
       }
       replay.prepared.set(step, { pipeline: step.kernel, bindGroup });

@@ -165,11 +165,11 @@ export class GpuDevice {
     return layout;
   }
 
-  /** @param {GPUBindGroupLayout} layout @param {GPUBuffer[]} buffers */
-  bindGroup(layout, buffers) {
+  /** @param {GPUBindGroupLayout} layout @param {GPUBufferBinding[]} bindings */
+  bindGroup(layout, bindings) {
     return this.device.createBindGroup({
       layout,
-      entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })),
+      entries: bindings.map((resource, binding) => ({ binding, resource })),
     });
   }
 

@@ -3,6 +3,7 @@
 // dim, ends the submit. Buffers, pipelines and bind groups are given to it ready made (gpu.js makes
 // them).
 
+import { boundBytes } from './gpu_memory.js';
 import { COMPARISONS, RESERVED_DIMS, stepsOf } from './plan.js';
 import { checkDims, checkRange } from './session.js';
 import { evaluate } from './sizes.js';
@@ -10,6 +11,7 @@ import { evaluate } from './sizes.js';
 /** @typedef {import('./plan.js').Plan} Plan */
 /** @typedef {import('./plan.js').Size} Size */
 /** @typedef {import('./plan.js').Step} Step */
+/** @typedef {{buffer: GPUBuffer, offset: number}} Place */
 /**
  * @typedef {{pipeline: number, bindGroup: GPUBindGroup}} Prepared what a dispatch needs; index of the kernel
  */
@@ -20,8 +22,8 @@ import { evaluate } from './sizes.js';
 const OWN_SLOT = 2;
 
 export class Replay {
-  /** @type {Map<string, GPUBuffer>} */
-  buffers = new Map();
+  /** @type {Map<string, Place>} where each buffer of the plan is */
+  places = new Map();
   /** @type {Map<string, number>} bytes of each buffer, as the plan says */
   bytes = new Map();
   /** @type {GPUComputePipeline[]} */
@@ -123,11 +125,14 @@ export class Replay {
     if (bytes <= 0) return;
     this.#endPass();
     const [from, to] = [this.#size(step.source_offset), this.#size(step.target_offset)];
+    checkRange(step.source, this.bytes.get(step.source), from, bytes);
+    checkRange(step.target, this.bytes.get(step.target), to, bytes);
+    const [source, target] = [this.#place(step.source), this.#place(step.target)];
     this.#commands().copyBufferToBuffer(
-      this.#buffer(step.source),
-      from,
-      this.#buffer(step.target),
-      to,
+      source.buffer,
+      source.offset + from,
+      target.buffer,
+      target.offset + to,
       bytes,
     );
   }
@@ -151,8 +156,13 @@ export class Replay {
   }
 
   /** @param {string} name */
-  #buffer(name) {
-    return /** @type {GPUBuffer} */ (this.buffers.get(name));
+  #place(name) {
+    return /** @type {Place} */ (this.places.get(name));
+  }
+
+  /** The whole buffer, to be bound. @param {string} name @returns {GPUBufferBinding} */
+  binding(name) {
+    return { ...this.#place(name), size: boundBytes(this.bytes.get(name) ?? 0) };
   }
 
   // --- dims and the queue
@@ -212,11 +222,12 @@ export class Replay {
     this.submit();
     const data = /** @type {Uint8Array<ArrayBuffer>} */ (bytes);
     const even = data.length & ~3;
-    if (even) this.queue.writeBuffer(this.#buffer(name), offset, data, 0, even);
+    const { buffer, offset: start } = this.#place(name);
+    if (even) this.queue.writeBuffer(buffer, start + offset, data, 0, even);
     if (even === data.length) return;
     const tail = new Uint8Array(4);
     tail.set(data.subarray(even));
-    this.queue.writeBuffer(this.#buffer(name), offset + even, tail);
+    this.queue.writeBuffer(buffer, start + offset + even, tail);
   }
 
   /** Submits what is encoded, with a copy of the bytes; resolves when they are here.
@@ -231,7 +242,8 @@ export class Replay {
     if (size === 0) return new Uint8Array();
     const target = this.#slot(slot, size);
     this.#endPass();
-    this.#commands().copyBufferToBuffer(this.#buffer(name), offset, target, 0, size);
+    const { buffer, offset: start } = this.#place(name);
+    this.#commands().copyBufferToBuffer(buffer, start + offset, target, 0, size);
     this.submit();
     this.#inFlight.length = 0; // the map waits for all of them
     await target.mapAsync(GPUMapMode.READ, 0, size);
