@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 
 from fanlight import plan as plans
@@ -54,8 +54,9 @@ async def choose(
 async def open_model(model: str, progress: ProgressCallback | None = None) -> RemoteFile:
     """The file behind a URL, or a key that ``fanlight_js.opened`` knows. Raises StoreError."""
     executor = Executor()
-    known = _bridge().opened.get(model)
-    found = known or await executor.ask("open", {"source": model}, progress=progress)
+    found = _bridge().opened.get(model) or await executor.ask(
+        "open", {"source": model}, progress=progress, undo=lambda reply: {"file": reply.file}
+    )
     return RemoteFile(executor, int(found.file), str(found.name), int(found.size))
 
 
@@ -94,42 +95,54 @@ class Executor:
         *,
         plan: bytes | None = None,
         progress: ProgressCallback | None = None,
+        chunk: Callable[[bytes], object] | None = None,
+        undo: Callable[[Any], Mapping[str, Any]] | None = None,
     ) -> Any:
         """The reply, a JavaScript value. ``plan`` is moved. Cancelling aborts the request and waits
-        for its end."""
+        for its end; if it has succeeded all the same, what ``undo`` names is disposed of."""
         control, options = self._js.AbortController.new(), self._js.Object.new()
         options.signal = control.signal
         message = self._to_js(fields or {})
         if plan is not None:
             message.plan = self._ffi.to_js(plan).buffer
             options.transfer = self._ffi.to_js([message.plan])
-        callback = None
+        callbacks: dict[str, Any] = {}
         if progress is not None:
-            callback = self._ffi.create_proxy(lambda event: progress(_progress(event)))
-            options.onProgress = callback
-        reply = self._channel.request(request, message, options)
+            callbacks["onProgress"] = lambda event: progress(_progress(event))
+        if chunk is not None:
+            callbacks["onChunk"] = lambda data: chunk(bytes(data.to_bytes()))
+        proxies = {name: self._ffi.create_proxy(call) for name, call in callbacks.items()}
+        for name, proxy in proxies.items():
+            setattr(options, name, proxy)
+        reply = asyncio.ensure_future(self._channel.request(request, message, options))
         try:
-            return await reply
+            # Not awaited itself: cancelling a promise's future would break the promise.
+            await asyncio.wait([reply])
+            return reply.result()
         except asyncio.CancelledError:
             control.abort()
-            await asyncio.gather(asyncio.ensure_future(reply), return_exceptions=True)
+            await asyncio.gather(reply, return_exceptions=True)
+            if undo is not None and reply.exception() is None:
+                await self.ask("dispose", undo(reply.result()))
             raise
         except self._ffi.JsException as error:
             raise _error(error) from None
         finally:
-            if callback is not None:
-                callback.destroy()
+            for proxy in proxies.values():
+                proxy.destroy()
 
     async def stream(self, request: str, fields: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """The chunks of a request. Closing the iterator aborts it and waits for its end."""
-        chunks = self._channel.stream(request, self._to_js(fields))
+        chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        reply = asyncio.ensure_future(self.ask(request, fields, chunk=chunks.put_nowait))
+        reply.add_done_callback(lambda _: chunks.put_nowait(None))
         try:
-            async for chunk in chunks:
-                yield bytes(chunk.to_bytes())
-        except self._ffi.JsException as error:
-            raise _error(error) from None
+            while (chunk := await chunks.get()) is not None:
+                yield chunk
+            await reply
         finally:
-            await chunks.aclose()
+            reply.cancel()
+            await asyncio.gather(reply, return_exceptions=True)
 
     def _to_js(self, fields: Mapping[str, Any]) -> Any:
         return self._ffi.to_js(fields, dict_converter=self._js.Object.fromEntries)
@@ -150,7 +163,11 @@ class _Backend:
                 )
             handles[name] = file.handle
         reply = await self._executor.ask(
-            "load", {"files": handles}, plan=plans.encode(plan), progress=progress
+            "load",
+            {"files": handles},
+            plan=plans.encode(plan),
+            progress=progress,
+            undo=lambda reply: {"session": reply.session},
         )
         return _Session(self._executor, int(reply.session), _info(reply.info))
 
