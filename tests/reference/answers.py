@@ -9,6 +9,7 @@ and the full logits of ``ROWS`` positions. Key: model, prompts, ``FORM``, librar
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -53,6 +54,7 @@ def model_path() -> Path:
     return models.fetch("smollm2")
 
 
+@functools.cache
 def answers(path: Path | None = None) -> list[Answer]:
     """The answers to all prompts, in order; computed and kept where the cache has none."""
     path = path or model_path()
