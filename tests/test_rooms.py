@@ -17,7 +17,7 @@ PACKAGE = Path(fanlight.__file__).parent
 # First to last, as in docs/design.md. A name is a file or a folder of the package.
 ROOMS = """
     errors dtypes shapes plan ir formats archs importers passes kernels codegen compiler
-    runtime web hub text vision audio tasks chat pipelines sync worker api cli server bench
+    runtime web hub text vision audio tasks chat pipelines sync worker api server cli bench
 """.split()
 # Files with another place than their folder's, and why.
 PLACES = {

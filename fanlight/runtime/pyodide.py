@@ -84,9 +84,9 @@ class Executor:
     """Requests to the executor's worker. Raises DeviceError where nobody registered one."""
 
     def __init__(self) -> None:
+        self._channel: Any = _bridge().executor
         self._js: Any = importlib.import_module("js")
         self._ffi: Any = importlib.import_module("pyodide.ffi")
-        self._channel: Any = _bridge().executor
 
     async def ask(
         self,

@@ -21,7 +21,6 @@ import { AbortedError, FanlightError, pipeline } from './fanlight.js';
 /** @typedef {import('./fanlight.js').Generation} Generation */
 /** @typedef {import('./fanlight.js').Progress} Progress */
 
-const DEFAULT_MODEL = '';
 const STAGES = ['python', 'download', 'compile', 'load'];
 
 /** @template {HTMLElement} T @param {string} id @param {new () => T} type @returns {T} */
@@ -313,7 +312,7 @@ document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') (answering ?? loading)?.abort();
 });
 
-modelInput.value = query.get('model') ?? DEFAULT_MODEL;
+modelInput.value = query.get('model') ?? '';
 const device = query.get('device');
 if ([...deviceInput.options].some(({ value }) => value === device)) deviceInput.value = device ?? 'auto';
 const prompt = query.get('prompt');

@@ -11,6 +11,8 @@ from playwright.sync_api import BrowserContext, Page
 
 import fanlight
 from fanlight import sync
+from fanlight.errors import DeviceError
+from fanlight.runtime import pyodide
 from fanlight.server.app import create_app
 from fanlight.server.serving import serving
 from tests import gguf_files
@@ -294,6 +296,12 @@ def test_errors_are_classes(page: Page) -> None:
     code = """() => generators.tiny('the', { max_new_tokens: -1 }).result.catch((error) =>
       [error instanceof FanlightError, error instanceof InputError, error.name])"""
     assert page.evaluate(code) == [True, True, "InputError"]
+
+
+def test_a_python_without_executor_says_what_to_do() -> None:
+    """As in a notebook's own Pyodide: nobody has registered ``fanlight_js``."""
+    with pytest.raises(DeviceError, match=r"no executor.*fanlight\.js"):
+        pyodide.Executor()
 
 
 def test_python_that_is_not_there(context: BrowserContext, folder: Path) -> None:

@@ -30,8 +30,8 @@ addEventListener('securitypolicyviolation', (event) => {
 
 
 class CutDownloads:
-    """An ASGI app around another: ``/models/cut.gguf`` breaks off after ``size`` bytes while ``cut``;
-    later connections bring nothing."""
+    """An ASGI app around another: while ``cut``, ``/models/cut.gguf`` breaks off after ``size``
+    bytes, and later connections bring nothing."""
 
     def __init__(self, app: ASGIApp, model: Path, size: int) -> None:
         self.app, self.model, self.size = app, model, size
