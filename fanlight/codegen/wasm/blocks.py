@@ -38,7 +38,8 @@ def _plain(dtype: str) -> Callable[[Writer, Local, Sink], None]:
     return dequantise
 
 
-def _splat(vector: Value, lane: int) -> Value:
+def splat_lane(vector: Value, lane: int) -> Value:
+    """One lane in all four."""
     return shuffle(vector, vector, *(list(range(4 * lane, 4 * lane + 4)) * 4))
 
 
@@ -63,7 +64,7 @@ def _sixteen(
         words = w.let(op(f"i16x8.extend_{part}_i8x16_{sign}", quants))
         for inner, half in enumerate(("low", "high")):
             integers = op(f"i32x4.extend_{half}_i16x8_{sign}", words)
-            sink(k + 8 * number + 4 * inner, f(op(f"f32x4.convert_i32x4_{sign}", integers)))
+            sink(k + 8 * number + 4 * inner, f(op("f32x4.convert_i32x4_s", integers)))
 
 
 def _scale(scale: Value, minimum: Value | None = None) -> Callable[[Value], Value]:
@@ -90,7 +91,7 @@ def _q4_0(w: Writer, at: Local, sink: Sink) -> None:
 
 def _q4_1(w: Writer, at: Local, sink: Sink) -> None:
     both = _halves(w, at, 0)
-    d, m = w.let(_splat(both, 0)), w.let(_splat(both, 1))
+    d, m = w.let(splat_lane(both, 0)), w.let(splat_lane(both, 1))
     for k, quants in zip((0, 16), nibbles(w, at, 4), strict=True):
         _sixteen(w, quants, k, "u", sink, _scale(d, m))
 
@@ -106,7 +107,7 @@ def _q4_k(w: Writer, at: Local, sink: Sink) -> None:
     """d, dmin f16; 8 scales and 8 minima of 6 bits in 12 bytes; 256 nibbles, 64 elements in 32
     bytes."""
     both = _halves(w, at, 0)
-    d, dmin = w.let(_splat(both, 0)), w.let(_splat(both, 1))
+    d, dmin = w.let(splat_lane(both, 0)), w.let(splat_lane(both, 1))
 
     def byte(number: int) -> Value:
         return op("i32.load8_u", at, offset=4 + number)

@@ -1,25 +1,31 @@
 """y = x @ w.T: x f32 [..., K], w [N, K] of any stored dtype, y f32 [..., N]; sums in f32.
 
-One row of x: each thread streams its rows of w once, dequantised in registers. More rows: panels of
-up to four rows of w are dequantised into the thread's scratch and multiplied with two rows of x at
-a time. Threads share out rows of w, so that every output is summed in one order, at any number of
+One row of x: each thread streams its rows of w once; blocks that ``dots.py`` knows are multiplied
+with prepared x, a few rows at a time, others dequantised in registers. More rows: panels of up to
+four rows of w are dequantised into the thread's scratch and multiplied with two rows of x at a
+time. Threads share out rows of w, so that every output is summed in one order, at any number of
 threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fanlight import plan as plans
 from fanlight.codegen.wasm import blocks
+from fanlight.codegen.wasm.dots import DOTS, Dot
 from fanlight.codegen.wasm.encoder import Function
 from fanlight.codegen.wasm.values import Local, Value, Writer, i32, op
 from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
 from fanlight.kernels.target import Context, Operand
 from fanlight.shapes import Dim, product
 
+# Measured with bench/wasm_kernels.py (V8): tiles of 4 weights x 3 rows spill registers and reach 3/4
+# of the speed of 4 x 2, and so does unrolling the inner loop; 3 x 3 is as fast as 4 x 2.
 _PANEL, _ROWS = 4, 2
+_DOT_ROWS = 4
 
 
 def rule(
@@ -31,20 +37,25 @@ def rule(
     row = blocks.row_of(w.dtype, "matmul", k)
     assert isinstance(k, int) and isinstance(n, int)
     relaxed = "relaxed-simd" in context.features
+    dot = DOTS.get(w.dtype.name)
+    threads = Dim(plans.THREADS, "host", context.max_threads)
     launches: list[Launch] = []
     for part in w.parts:
         assert isinstance(part.rows, int)
         shape = _Shape(row, part.rows, k, n, part.first, relaxed)
         tag = f"{w.dtype}_{part.rows}x{k}_{n}_{part.first}{'_relaxed' if relaxed else ''}"
         buffers = (x.buffer, part.buffers[0], output.buffer)
-        if rows == 1:
+        if rows != 1:
+            scratch = context.scratch(threads * (shape.panel * k * 4))
+            kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled)
+            launches.append(WasmLaunch(kernel, (*buffers, scratch), (rows,)))
+        elif dot is not None:
+            scratch = context.scratch(threads * (k // row.step * dot.bytes))
+            kernel = WasmKernel(f"matvec_{tag}", 4, 0, partial(shape.dots, dot))
+            launches.append(WasmLaunch(kernel, (*buffers, scratch)))
+        else:
             kernel = WasmKernel(f"matvec_{tag}", 3, 0, shape.vector)
             launches.append(WasmLaunch(kernel, buffers))
-            continue
-        threads = Dim(plans.THREADS, "host", context.max_threads)
-        scratch = context.scratch(threads * (shape.panel * k * 4))
-        kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled)
-        launches.append(WasmLaunch(kernel, (*buffers, scratch), (rows,)))
     return launches
 
 
@@ -85,6 +96,44 @@ class _Shape:
             total_all = blocks.add_lanes(w, op("f32x4.add", *pairs))
             w.do("f32.store", y + (n << 2), total_all, offset=4 * self.first)
 
+    def dots(self, dot: Dot, function: Function) -> None:
+        """Each thread prepares x for itself, then takes groups of rows."""
+        w = Writer(function)
+        x, weights, y, scratch, tid, threads = w.params
+        steps, wide = self.k // self.row.step, min(_DOT_ROWS, self.part)
+        begin, end = blocks.share(w, i32(-(-self.part // wide)), tid, threads)
+        w.return_if(op("i32.ge_s", begin, end))
+        mine = w.let(scratch + tid * (steps * dot.bytes))
+        xs, to = w.let(x), w.let(mine)
+        with w.while_(xs < w.let(x + 4 * self.k)):
+            dot.prepare(w, xs, to)
+            w.set(xs, xs + 4 * self.row.step)
+            w.set(to, to + dot.bytes)
+        totals = [w.local("v128") for _ in range(wide)]
+        at, row_end = w.local("i32"), w.local("i32")
+        with w.for_range(begin, end) as number:
+            n = self._first_row(w, number, wide)
+            w.set(at, weights + n * self.stride)
+            w.set(row_end, at + self.stride)
+            w.set(xs, mine)
+            for total in totals:
+                w.set(total, blocks.zero())
+            with w.while_(at < row_end):
+                dot.add(w, at, [r * self.stride for r in range(wide)], xs, totals, self.relaxed)
+                w.set(at, at + self.row.bytes)
+                w.set(xs, xs + dot.bytes)
+            to_y = w.let(y + (n << 2))
+            for r, total in enumerate(totals):
+                w.do("f32.store", to_y, blocks.add_lanes(w, total), offset=4 * (self.first + r))
+
+    def _first_row(self, w: Writer, number: Value, wide: int) -> Local:
+        """Of group ``number`` of ``wide`` rows. The last group overlaps the one before: the same
+        sums again."""
+        n = w.let(number * wide)
+        with w.if_(op("i32.gt_s", n, self.part - wide)):
+            w.set(n, self.part - wide)
+        return n
+
     def tiled(self, function: Function) -> None:
         w = Writer(function)
         x, weights, y, scratch, rows, tid, threads = w.params
@@ -92,19 +141,18 @@ class _Shape:
         begin, end = blocks.share(w, i32(panels), tid, threads)
         mine = w.let(scratch + tid * (self.panel * self.k * 4))
         with w.for_range(begin, end) as number:
-            n = w.let(number * self.panel)
-            with w.if_(op("i32.gt_s", n, self.part - self.panel)):
-                w.set(n, self.part - self.panel)  # the last panel overlaps: the same sums again
+            n = self._first_row(w, number, self.panel)
             self._dequantise(w, weights + n * self.stride, mine)
             out = w.let(y + ((n + self.first) << 2))
             m = w.local("i32")
             w.set(m, 0)
-            pairs = w.let(rows & -2)
-            with w.while_(m < pairs):
+            last = w.let(rows - (_ROWS - 1))
+            with w.while_(m < last):
                 self._tile(w, x, mine, out, m, _ROWS)
                 w.set(m, m + _ROWS)
-            with w.if_(m < rows):
+            with w.while_(m < rows):
                 self._tile(w, x, mine, out, m, 1)
+                w.set(m, m + 1)
 
     def _dequantise(self, w: Writer, source: Value, target: Local) -> None:
         """The panel's rows, one after the other, as f32."""
@@ -120,7 +168,7 @@ class _Shape:
             w.set(to, to + 4 * self.row.step)
 
     def _tile(self, w: Writer, x: Local, panel: Local, out: Local, m: Local, rows: int) -> None:
-        """``rows`` rows of x times the panel."""
+        """``rows`` rows of x times the panel, in dot form: four partial sums for each output."""
         wide = self.k * 4
         xs = w.let(x + m * wide)
         ws, end = w.let(panel), w.let(panel + wide)

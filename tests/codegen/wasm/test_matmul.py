@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fanlight import dtypes
-from fanlight.codegen.wasm import blocks
+from fanlight.codegen.wasm import blocks, dots
 from fanlight.codegen.wasm.encoder import Function, ValueType
 from fanlight.errors import UnsupportedError
 from fanlight.kernels.launch import Launch, WasmLaunch
@@ -183,18 +183,26 @@ def _code(launch: Launch) -> bytes:
     return function.body()
 
 
-def _swapped(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the code of ``dtype`` take high nibbles for low ones."""
+@pytest.mark.parametrize(("rows", "dtype"), [(1, "q4_k"), (1, "q6_k"), (2, "q4_0"), (2, "q4_1")])
+def test_swapped_nibbles_fail(dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., Any] = blocks.nibbles
     monkeypatch.setattr(blocks, "nibbles", lambda *args: tuple(reversed(real(*args))))
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("dtype", ["q4_k", "q6_k"])
-def test_swapped_nibbles_fail(dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    _swapped(dtype, monkeypatch)
     with pytest.raises(AssertionError):
         Product(dtype, rows, 37, 512).check()
+
+
+@pytest.mark.parametrize("dtype", ["q4_0", "q4_1", "q8_0"])
+def test_elements_in_another_order_fail(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of prepared x, in the form for one row: columns 0 and 1 swapped."""
+    real: Callable[..., Any] = dots._columns
+
+    def swapped(*args: object) -> list[Any]:
+        first, second, *others = real(*args)
+        return [second, first, *others]
+
+    monkeypatch.setattr(dots, "_columns", swapped)
+    with pytest.raises(AssertionError):
+        Product(dtype, 1, 37, 512).check()
 
 
 @pytest.mark.parametrize("element", [0, 575])
