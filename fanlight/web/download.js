@@ -1,9 +1,10 @@
 // The download of one file into its shelf: the missing chunks, in order, resumed where the last
 // visit was cut, tried again where the network stumbles. The caller holds the lock of the file.
 
+import { CHUNK, free, take } from './buffers.js';
 import { StoreError, throwIfAborted } from './errors.js';
 import { RETRIES, TransientError, changed, get, pause } from './network.js';
-import { CHUNK, free, newIndex } from './store_cache.js';
+import { newIndex } from './store_cache.js';
 
 /** @typedef {import('./store_cache.js').Index} Index */
 /** @typedef {import('./store_cache.js').Shelf} Shelf */
@@ -203,7 +204,7 @@ function firstMissing(index) {
 /** @param {Index} index @param {number} n */
 function emptyChunk(index, n) {
   const rest = index.size === null ? CHUNK : index.size - n * CHUNK;
-  return new Uint8Array(Math.max(0, Math.min(CHUNK, rest)));
+  return take(Math.max(0, Math.min(CHUNK, rest)));
 }
 
 /** Whether what is kept and what the server has now are one version, as far as the server says.

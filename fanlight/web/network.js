@@ -1,6 +1,7 @@
 // One GET of a file from some byte on. Everything that can go wrong becomes a StoreError that says
 // what to do; `transient` marks those worth another try. Knows nothing of caches.
 
+import { readInto, take } from './buffers.js';
 import { AbortedError, StoreError } from './errors.js';
 
 /**
@@ -125,10 +126,8 @@ class Body {
    * @param {Uint8Array<ArrayBuffer>} bytes
    * @param {number} from
    * @param {number} to */
-  async #readDirect(reader, bytes, from, to) {
-    const { done, value } = await reader.read(new Uint8Array(bytes.buffer, from, to - from));
-    if (!value) throw new TypeError('nothing came for too long'); // cancelled meanwhile
-    return { bytes: new Uint8Array(value.buffer), count: done ? 0 : value.length };
+  #readDirect(reader, bytes, from, to) {
+    return readInto(reader, bytes, from, to);
   }
 
   /** @param {Uint8Array<ArrayBuffer>} bytes @param {number} from @param {number} to */
@@ -219,7 +218,7 @@ export class Direct {
       if (this.etag && this.#answer.etag && this.etag !== this.#answer.etag)
         throw changed(this.url);
     }
-    let bytes = new Uint8Array(end - start);
+    let bytes = take(end - start);
     while (this.#at < end) {
       const from = Math.max(0, this.#at - start); // before `start`, bytes are read over
       const to = this.#at < start ? Math.min(bytes.length, start - this.#at) : bytes.length;

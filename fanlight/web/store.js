@@ -4,17 +4,9 @@
 // file asks the network nothing. The parts: store_url.js (a file behind a URL), download.js,
 // network.js (one request), store_cache.js (the layout of what is kept). Knows nothing of models.
 
+import { CHUNK, free } from './buffers.js';
 import { StoreError, throwIfAborted } from './errors.js';
-import {
-  CHUNK,
-  Shelf,
-  canKeep,
-  checkSpan,
-  forgetAll,
-  free,
-  indexes,
-  parts,
-} from './store_cache.js';
+import { Shelf, canKeep, checkSpan, forgetAll, indexes, parts } from './store_cache.js';
 import { UrlFile } from './store_url.js';
 
 /** @typedef {Uint8Array<ArrayBuffer>} Bytes */

@@ -1,6 +1,7 @@
 // The layout of a file in Cache Storage: an index and one entry for each chunk, hashed. Knows
 // nothing of the network. A changed layout gets a new number in CACHE, PREFIX and LAYOUT.
 
+import { CHUNK, free, readInto, take } from './buffers.js';
 import { InputError } from './errors.js';
 
 /**
@@ -16,7 +17,6 @@ import { InputError } from './errors.js';
  * @property {number} last_used ms since 1970
  */
 
-export const CHUNK = 4 << 20;
 const LAYOUT = 1;
 const CACHE = 'fanlight-store-v1';
 const PREFIX = '/.fanlight/store/v1/';
@@ -77,8 +77,10 @@ export class Shelf {
   async take(n, hash) {
     const response = await this.cache.match(`${this.folder}/chunk/${n}`);
     if (!response) return null;
-    const bytes = new Uint8Array(await response.arrayBuffer());
-    return (await sha256(bytes)) === hash ? bytes : null;
+    const bytes = await bodyOf(response);
+    if ((await sha256(bytes)) === hash) return bytes;
+    free(bytes);
+    return null;
   }
 
   /** Forgets the file, the index first. */
@@ -125,12 +127,25 @@ export async function forgetAll() {
   await caches.delete(CACHE);
 }
 
-/**
- * Gives the memory of `bytes` back now, not when it is collected.
- * @param {Uint8Array<ArrayBuffer>} bytes
- */
-export function free(bytes) {
-  if (bytes.length) bytes.buffer.transfer?.(0); // else it went elsewhere already
+/** The first CHUNK bytes of a body. @param {Response} response */
+async function bodyOf(response) {
+  let bytes = take(CHUNK);
+  let filled = 0;
+  let reader;
+  try {
+    reader = response.body?.getReader({ mode: 'byob' });
+  } catch {
+    // a browser without byte streams
+  }
+  if (!reader) return new Uint8Array(await response.arrayBuffer());
+  while (filled < CHUNK) {
+    const got = await readInto(reader, bytes, filled, CHUNK);
+    bytes = got.bytes;
+    filled += got.count;
+    if (!got.count) break;
+  }
+  await reader.cancel();
+  return bytes.subarray(0, filled);
 }
 
 /** Cuts `[offset, offset + length)` at chunks. @param {number} offset @param {number} length

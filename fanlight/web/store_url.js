@@ -1,10 +1,11 @@
 // A file behind a URL: reads and streams its chunks from the cache as they land, whoever downloads
 // them, this tab or another one. Where nothing can be kept, parts come straight from the network.
 
+import { CHUNK, free } from './buffers.js';
 import { AbortedError, StoreError } from './errors.js';
 import { Download } from './download.js';
 import { Direct, changed, get, pause } from './network.js';
-import { CHUNK, Shelf, canKeep, checkSpan, free, newIndex, parts } from './store_cache.js';
+import { Shelf, canKeep, checkSpan, newIndex, parts } from './store_cache.js';
 
 /** @typedef {import('./store_cache.js').Index} Index */
 /** @typedef {import('./store.js').Bytes} Bytes */
