@@ -22,8 +22,8 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
 from fanlight.kernels.target import Context, Operand
 from fanlight.shapes import Dim, product
 
-# Measured with bench/wasm_kernels.py (V8): tiles of 4 weights x 3 rows spill registers and reach 3/4
-# of the speed of 4 x 2, and so does unrolling the inner loop; 3 x 3 is as fast as 4 x 2.
+# Measured with bench/wasm_kernels.py (V8): tiles of 4 weights x 3 rows spill registers and reach
+# 3/4 of the speed of 4 x 2, and so does unrolling the inner loop; 3 x 3 is as fast as 4 x 2.
 _PANEL, _ROWS = 4, 2
 _DOT_ROWS = 4
 
