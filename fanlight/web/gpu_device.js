@@ -6,7 +6,7 @@ import { DeviceError, PlanError } from './errors.js';
 
 /** @typedef {import('./plan.js').Kernel} Kernel */
 
-/** Pipelines that compile at a time. */
+/** Pipelines that compile at a time; one where the GPU is a CPU, whose compiler takes much memory. */
 const PARALLEL = 8;
 /** Feature → the directive that a kernel which uses it begins with. @type {Map<string, string>} */
 const ENABLES = new Map([
@@ -50,9 +50,10 @@ export class GpuDevice {
   /** @type {GPUBuffer[]} */
   #buffers = [];
 
-  /** @param {GPUDevice} device @param {string} name */
-  constructor(device, name) {
+  /** @param {GPUDevice} device @param {string} name @param {number} parallel pipelines at a time */
+  constructor(device, name, parallel = PARALLEL) {
     this.device = device;
+    this.parallel = parallel;
     this.name = name;
     this.queue = device.queue;
     this.limits = device.limits;
@@ -94,7 +95,8 @@ export class GpuDevice {
         requiredFeatures,
         requiredLimits: limitsOf(adapter),
       });
-      return new GpuDevice(device, adapterName(adapter));
+      const parallel = adapter.info.isFallbackAdapter ? 1 : PARALLEL;
+      return new GpuDevice(device, adapterName(adapter), parallel);
     } catch (cause) {
       throw new DeviceError('the GPU gave no device', {
         got: cause,
@@ -182,7 +184,7 @@ export class GpuDevice {
    * @param {Kernel} kernel
    */
   async pipeline(kernel) {
-    if (this.#compiling >= PARALLEL)
+    if (this.#compiling >= this.parallel)
       await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
     this.#compiling += 1;
     try {
