@@ -1,6 +1,7 @@
 """Fanlight: AI inference in the web browser, written in Python.
 
-``await fanlight.pipeline("text-generation", model)`` in CPython and in Pyodide; ``fanlight.sync.pipeline`` blocks.
+``await fanlight.pipeline("text-generation", model)`` in CPython and in Pyodide;
+``fanlight.sync.pipeline`` blocks.
 """
 
 from __future__ import annotations

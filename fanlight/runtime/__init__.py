@@ -1,1 +1,2 @@
-"""Executors for CPython (wgpu, wasmtime), the bridge to the page's executor, drivers of a real browser."""
+"""Executors for CPython (wgpu, wasmtime), the bridge to the page's executor, drivers of a real
+browser."""
