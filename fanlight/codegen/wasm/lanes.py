@@ -213,7 +213,7 @@ def casts(value: Value, source: Scalar, target: Scalar) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How elements of one dtype lie in memory; ``decode`` and ``encode``: lanes of bits ↔ values."""
+    """How elements of one dtype lie in memory. ``decode`` and ``encode``: bits ↔ values."""
 
     shift: int  # log2 of the bytes
     load: str
