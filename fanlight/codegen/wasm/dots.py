@@ -20,11 +20,14 @@ from fanlight.codegen.wasm.values import Local, Value, Writer, f32x4, i32x4, op,
 class Dot:
     """``prepare(w, x, to)`` writes 32 elements of x as ``bytes`` bytes.
 
+    ``together``: how many rows of weights to take at a time. Four are the fastest while weights are
+    in the cache; of eight bits, from memory, two are (``bench/wasm_kernels.py``, V8).
     ``add(w, at, rows, x, totals, relaxed)`` adds to each of ``totals`` the products of prepared x
     with one block; ``rows`` are the blocks' distances from ``at``, in bytes.
     """
 
     bytes: int
+    together: int
     prepare: Callable[[Writer, Local, Local], None]
     add: Callable[[Writer, Local, Sequence[int], Local, Sequence[Local], bool], None]
 
@@ -160,7 +163,7 @@ def _q8_0(
 
 
 DOTS: dict[str, Dot] = {
-    "q4_0": Dot(144, _prepare_q4_0, _q4_0),
-    "q4_1": Dot(144, _prepare_q4_1, _q4_1),
-    "q8_0": Dot(128, _prepare_q8_0, _q8_0),
+    "q4_0": Dot(144, 4, _prepare_q4_0, _q4_0),
+    "q4_1": Dot(144, 4, _prepare_q4_1, _q4_1),
+    "q8_0": Dot(128, 2, _prepare_q8_0, _q8_0),
 }

@@ -25,7 +25,6 @@ from fanlight.shapes import Dim, product
 # Measured with bench/wasm_kernels.py (V8): tiles of 4 weights x 3 rows spill registers and reach
 # 3/4 of the speed of 4 x 2, and so does unrolling the inner loop; 3 x 3 is as fast as 4 x 2.
 _PANEL, _ROWS = 4, 2
-_DOT_ROWS = 4
 
 
 def rule(
@@ -100,7 +99,7 @@ class _Shape:
         """Each thread prepares x for itself, then takes groups of rows."""
         w = Writer(function)
         x, weights, y, scratch, tid, threads = w.params
-        steps, wide = self.k // self.row.step, min(_DOT_ROWS, self.part)
+        steps, wide = self.k // self.row.step, min(dot.together, self.part)
         begin, end = blocks.share(w, i32(-(-self.part // wide)), tid, threads)
         w.return_if(op("i32.ge_s", begin, end))
         mine = w.let(scratch + tid * (steps * dot.bytes))
