@@ -12,8 +12,10 @@ is the report:
 
 ``ready_ms``: from navigation until the weights are resident, the pipelines made and the prompt
 tokenised. ``mem_peak_mb``: peak PSS of the renderers and the GPU process while loading, less their
-PSS idle with Python booted, less the plan's resident bytes. ``heap_peak_mb``: the largest heap of a
-worker meanwhile, used heap and backing stores. ``network_bytes``: bodies that the server has sent.
+PSS at rest with Python booted, less the plan's resident bytes; measured in visits of their own that
+nobody watches (``quiet.py``), with a KV cache of 256 tokens, since one that is never touched would
+count as resident without being there. ``heap_peak_mb``: the largest heap of a worker while loading,
+used heap and backing stores. ``network_bytes``: bodies that the server has sent.
 """
 
 from __future__ import annotations
@@ -23,14 +25,26 @@ import asyncio
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fanlight.bench.visit import BACKENDS, Backend, Log, Visit, best_webgpu, idle_bytes, run
+from fanlight.archs import llama
+from fanlight.bench import quiet
+from fanlight.bench.memory import megabytes
+from fanlight.bench.visit import BACKENDS, Backend, Log, Visit, address, best_webgpu, run
+from fanlight.compiler import CompileOptions, compile_module
 from fanlight.errors import FanlightError, InputError
+from fanlight.formats import gguf
 from fanlight.hub.download import cache_root
+from fanlight.hub.files import LocalFile
+from fanlight.kernels.target import CPU
+from fanlight.plan import THREADS
+from fanlight.tasks.text_generation import build_module
 
+_CONTEXT = 256
 PROMPT = "What is the capital of France?"
 _COLUMNS = (
     ("backend", "backend", 8),
@@ -75,21 +89,49 @@ async def measure(
     log, browser, runs = Log(), "", list[dict[str, Any]]()
     with serving(create_app({model.name: model}, on_access=log.add)) as base:
         webgpu = await best_webgpu(base) if "webgpu" in backends else "swiftshader"
-        idle = await idle_bytes(base, webgpu, headed)
         for backend in backends:
-            with tempfile.TemporaryDirectory(
-                prefix="fanlight-profile-", ignore_cleanup_errors=True
-            ) as folder:
+            with _profile() as watched, _profile() as quiet_one:
                 for number in range(1, visits + 1):
-                    address = f"/models/{model.name}"
-                    visit = Visit(base, address, backend, number, Path(folder), prompt, idle)
+                    place = f"/models/{model.name}"
+                    visit = Visit(base, place, backend, number, watched, prompt)
                     visit = replace(visit, webgpu=webgpu, headed=headed)
                     visit = replace(visit, max_new_tokens=max_new_tokens, context=context)
                     print(f"\n{backend}, visit {number}: ", end="", flush=True)
                     row, browser = await run(visit, log, _show)
-                    runs.append(row)
+                    cost = await _cost(model, replace(visit, profile=quiet_one))
+                    runs.append(row | {"mem_peak_mb": megabytes(cost)})
     print()
     return {"prompt": prompt, "browser": browser, "runs": runs}
+
+
+@contextmanager
+def _profile() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(
+        prefix="fanlight-profile-", ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+async def _cost(model: Path, visit: Visit) -> int | None:
+    """Bytes that loading takes beyond the plan's own."""
+    visit = replace(visit, prompt="", context=_CONTEXT)
+    where = address(visit, rest=quiet.REST_S)
+    cost = await asyncio.to_thread(
+        quiet.load_cost, where, visit.profile, visit.webgpu, visit.timeout
+    )
+    return None if cost is None else cost - await _resident_bytes(model, visit.backend)
+
+
+async def _resident_bytes(model: Path, backend: Backend) -> int:
+    """Of the plan that the page makes, but for the threads' scratch, of two here."""
+    file = LocalFile(model)
+    try:
+        header = await gguf.read_header(file.read, file.size)
+        module = await build_module(file, header, llama.Options(context=_CONTEXT))
+    finally:
+        file.close()
+    plan = compile_module(module, CompileOptions(backend, frozenset({CPU})))
+    return plan.resident_bytes({THREADS: 2})
 
 
 def _show(piece: str) -> None:

@@ -8,7 +8,6 @@ network are measured from outside.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
 
-from fanlight.bench.memory import HeapSampler, PssSampler, megabytes
+from fanlight.bench.memory import HeapSampler, megabytes
 from fanlight.errors import DeviceError, FanlightError
 from fanlight.runtime import chromium
 
@@ -36,13 +35,12 @@ new PerformanceObserver((list) => {
 }).observe({ type: 'mark', buffered: true });
 """
 _REPORT = "() => globalThis.fanlightReport"
-_BOOT = "async () => { await (await import('/fanlight.js')).start(); }"
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
     """What to do. ``profile``: a folder; a second visit is a restarted browser on the same one.
-    ``idle``: what :func:`idle_bytes` gave for this machine. ``max_new_tokens``: of the answer.
+    ``max_new_tokens``: of the answer.
     ``context``: tokens of the KV cache, the page's own choice if None."""
 
     base: str
@@ -51,7 +49,6 @@ class Visit:
     number: int
     profile: Path
     prompt: str
-    idle: int | None
     webgpu: chromium.WebGpu = "swiftshader"
     headed: bool = False
     max_new_tokens: int = 256
@@ -75,7 +72,6 @@ async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict
     Raises DeviceError when the page reports a failure or takes longer than ``timeout`` seconds.
     """
     sent_before = log.sent
-    sampler = PssSampler(visit.profile)
     async with _page(visit.webgpu, visit.profile, visit.headed) as page, _timeout(visit.timeout):
         ready = asyncio.Event()
         await page.expose_function("fanlightPiece", lambda piece: show(piece))
@@ -83,29 +79,19 @@ async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict
         await page.add_init_script(_LISTEN)
         version = await _version(page)
         heap = await HeapSampler.attach(page)
-        with sampler.sampling():
-            await page.goto(_address(visit))
-            await heap.start()
-            reporting = asyncio.ensure_future(page.evaluate(_REPORT))
-            loading = asyncio.ensure_future(ready.wait())
-            await asyncio.wait((loading, reporting), return_when=asyncio.FIRST_COMPLETED)
-            loading.cancel()
+        await page.goto(address(visit))
+        await heap.start()
+        reporting = asyncio.ensure_future(page.evaluate(_REPORT))
+        loading = asyncio.ensure_future(ready.wait())
+        await asyncio.wait((loading, reporting), return_when=asyncio.FIRST_COMPLETED)
+        loading.cancel()
         await heap.stop()
         report = await reporting
         if "error" in report:
             error = report["error"]
             raise DeviceError("the page failed", got=f"{error['code']}: {error['message']}")
         sent = log.sent - sent_before
-    return _row(visit, report, sent, sampler.peak, heap.peak), version
-
-
-async def idle_bytes(base: str, webgpu: chromium.WebGpu, headed: bool = False) -> int | None:
-    """PSS of the page's processes with Python booted, nothing loaded, in a browser of its own."""
-    with tempfile.TemporaryDirectory(prefix="fanlight-", ignore_cleanup_errors=True) as folder:
-        async with _page(webgpu, Path(folder), headed) as page, _timeout(120.0):
-            await page.goto(base)
-            await page.evaluate(_BOOT)
-            return await asyncio.to_thread(PssSampler(Path(folder)).settled)
+    return _row(visit, report, sent, heap.peak), version
 
 
 async def best_webgpu(base: str) -> chromium.WebGpu:
@@ -123,13 +109,8 @@ async def best_webgpu(base: str) -> chromium.WebGpu:
         return "swiftshader"
 
 
-def _row(
-    visit: Visit, report: dict[str, Any], sent: int, peak: int | None, heap: int
-) -> dict[str, Any]:
-    """The report's numbers by their names there, in its order."""
-    cost = None
-    if peak is not None and visit.idle is not None:
-        cost = peak - visit.idle - int(report["resident_bytes"])
+def _row(visit: Visit, report: dict[str, Any], sent: int, heap: int) -> dict[str, Any]:
+    """The report's numbers by their names there, in its order, but ``mem_peak_mb``."""
     row = {
         "backend": visit.backend,
         "visit": visit.number,
@@ -139,7 +120,7 @@ def _row(
     }
     row |= {key: _rounded(report.get(key), 2) for key in _RATES}
     row |= {key: _rounded(report.get(key), 0) for key in _TIMES}
-    row |= {"mem_peak_mb": megabytes(cost), "heap_peak_mb": megabytes(heap), "network_bytes": sent}
+    row |= {"mem_peak_mb": None, "heap_peak_mb": megabytes(heap), "network_bytes": sent}
     return row
 
 
@@ -149,7 +130,8 @@ def _rounded(value: float | None, digits: int) -> float | int | None:
     return round(value, digits) if digits else round(value)
 
 
-def _address(visit: Visit) -> str:
+def address(visit: Visit, **more: int) -> str:
+    """The page's address; ``more``: parameters of it."""
     query = {
         "model": visit.model,
         "device": visit.backend,
@@ -159,7 +141,7 @@ def _address(visit: Visit) -> str:
     }
     if visit.context is not None:
         query["context"] = visit.context
-    return f"{visit.base}/?{urlencode(query)}"
+    return f"{visit.base}/?{urlencode(query | more)}"
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 // The page: load a model, talk to it. Only fanlight.js is used, as any other page would.
 //
 // Address:  ?model=URL&device=auto|webgpu|wasm  fill the form. With &auto=1 the model is loaded at once and, with
-// &prompt=…, asked; &max_new_tokens=, &context= and &relaxed_simd=1 are handed on.
+// &prompt=…, asked; &max_new_tokens=, &context= and &relaxed_simd=1 are handed on. With &rest=SECONDS Python
+// boots first and the page rests, for measurements. The title says how far it is.
 //
 // For measurements `window.fanlightReport` is a promise of the first answer's numbers; it never rejects:
 //   {prompt, model, backend, adapter, threads, isolated, reply, tokens (how many), prompt_tokens, finish_reason,
@@ -15,7 +16,7 @@
 // or {error: {code, message, what, where, hint}}. `performance` has the marks fanlight:start, fanlight:loaded,
 // fanlight:ready, fanlight:first-piece, fanlight:done; a dispatched `fanlight:piece` event holds each piece.
 
-import { AbortedError, FanlightError, pipeline } from './fanlight.js';
+import { AbortedError, FanlightError, pipeline, start } from './fanlight.js';
 
 /** @typedef {import('./fanlight.js').Generator} Generator */
 /** @typedef {import('./fanlight.js').Generation} Generation */
@@ -56,6 +57,11 @@ let report = () => {};
   report = resolve;
 });
 
+/** @param {string} [state] */
+function title(state) {
+  document.title = state ? `${state} – Fanlight` : 'Fanlight';
+}
+
 /** Shows these sections and hides the others. @param {...string} ids */
 function show(...ids) {
   for (const section of sections) section.hidden = !ids.includes(section.id);
@@ -70,19 +76,24 @@ async function load(model) {
   show('loading');
   status.textContent = '';
   performance.mark('fanlight:start');
+  title('Loading');
   const started = performance.now();
   try {
     generator = await pipeline('text-generation', model, {
       device: /** @type {any} */ (deviceInput.value), signal: control.signal, progress: showProgress, ...options(),
     });
   } catch (error) {
-    if (error instanceof AbortedError) return show('chooser');
+    if (error instanceof AbortedError) {
+      title();
+      return show('chooser');
+    }
     again = () => void load(model);
     return fail(error, 'chooser');
   } finally {
     loading = null;
   }
   performance.mark('fanlight:loaded');
+  title('Ready');
   const { info } = generator;
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   const place = info.backend === 'webgpu' ? `WebGPU (${info.adapter})` : `WebAssembly, ${info.adapter}`;
@@ -150,6 +161,7 @@ function fail(error, place) {
   const { code, message, what, where, hint } = error instanceof FanlightError
     ? error
     : { code: 'FanlightError', message: String(error), what: 'something in the page failed', where: '', hint: '' };
+  title('Error');
   element('error-title', HTMLElement).textContent = sentence(what);
   const rest = hint ? message.replace(hint, '').trim() : message;
   element('error-detail', HTMLElement).textContent = `${code}: ${rest}`;
@@ -318,6 +330,12 @@ if ([...deviceInput.options].some(({ value }) => value === device)) deviceInput.
 const prompt = query.get('prompt');
 if (prompt) promptInput.value = prompt;
 if (query.get('auto') === '1' && modelInput.value) {
+  const rest = Number(query.get('rest'));
+  if (rest > 0) {
+    await start();
+    title('Resting');
+    await new Promise((resolve) => setTimeout(resolve, rest * 1000));
+  }
   await load(modelInput.value);
   if (prompt && generator) {
     promptInput.value = '';
