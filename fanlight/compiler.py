@@ -7,7 +7,7 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -344,8 +344,3 @@ def _multiple_of_4(size: Size) -> bool:
         if size.op in ("max", "min", "+"):
             return _multiple_of_4(size.a) and _multiple_of_4(size.b)
     return False
-
-
-def parameter_bytes(weights: Iterable[WeightSource]) -> int:
-    """Bytes of the weights as the files hold them."""
-    return sum(w.length if w.data is None else len(w.data) for w in weights)

@@ -54,16 +54,13 @@ def pss(pids: list[int]) -> int | None:
 
 @dataclass(slots=True)
 class PssSampler:
-    """Samples in a thread of its own. ``peak`` and ``count`` are since the last :meth:`restart`."""
+    """Samples in a thread of its own. ``peak`` and ``count`` are of all samples."""
 
     profile: Path
     every: float = 0.02
     peak: int | None = None
     count: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
-
-    def restart(self) -> None:
-        self.peak, self.count = None, 0
 
     def settled(self, seconds: float = 3.0) -> int | None:
         """The least of the samples of some seconds: what stays when nothing happens."""

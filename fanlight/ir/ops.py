@@ -15,7 +15,7 @@ from fanlight import dtypes
 from fanlight.dtypes import DTYPES, DType
 from fanlight.errors import GraphError
 from fanlight.ir.graph import Node, Shape, type_text
-from fanlight.shapes import Dim, Expr, Size, maximum, product
+from fanlight.shapes import Expr, Size, maximum, product
 
 AttrKind = Literal["int", "float", "bool", "str", "size", "sizes", "ints", "dtype", "bytes"]
 Family = Literal["leaf", "elementwise", "movement", "reduction", "block"]
@@ -340,6 +340,3 @@ def dtype_named(name: str) -> DType:
     if name not in DTYPES:
         raise GraphError("unknown dtype", got=name)
     return DTYPES[name]
-
-
-__all__ = ["OPS", "ELEMENTWISE", "Op", "apply", "input_", "weight", "state", "integers", "Dim"]

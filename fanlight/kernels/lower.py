@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from fanlight import dtypes
 from fanlight.dtypes import DType
 from fanlight.errors import GraphError, UnsupportedError
 from fanlight.ir.graph import LEAVES, Graph, Node
@@ -32,8 +31,7 @@ _FUSIBLE = ("f32", "i32", "u32", "bool")  # narrower values are stored, so that 
 
 @dataclass(slots=True)
 class Lowered:
-    """``temporaries``: name → bytes. ``touched``: buffer names in the order of launches (for the
-    planner)."""
+    """``launches`` in their order; ``temporaries``: name → bytes."""
 
     launches: list[Launch] = field(default_factory=list)
     temporaries: dict[str, Size] = field(default_factory=dict)
@@ -514,6 +512,3 @@ def _scalar(node: Node) -> loops.Const:
         formats["f16"] = "<e"
     (value,) = struct.unpack(formats[node.dtype.name], data)
     return loops.Const(value, loops.SCALAR[node.dtype.name])
-
-
-__all__ = ["Lowered", "lower", "linear", "unflatten", "buffer_bytes", "dtypes"]

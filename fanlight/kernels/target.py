@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, Union
 
 from fanlight.dtypes import DType
+from fanlight.ir.ops import OPS
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.shapes import Size
@@ -100,6 +101,15 @@ class _Loop:
 
 LOOP = _Loop()
 Entry: TypeAlias = Union[Rule, _Loop, NotYet]
+
+
+def complete(templates: Mapping[str, Entry]) -> dict[str, Entry]:
+    """A total table: ``templates``, and ``LOOP`` for every other op that the loop IR expresses."""
+    rules = dict(templates)
+    for op in OPS.values():
+        if op.family in ("elementwise", "movement", "reduction"):
+            rules.setdefault(op.name, LOOP)
+    return rules
 
 
 class Target(Protocol):

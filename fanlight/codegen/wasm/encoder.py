@@ -111,21 +111,10 @@ class Function:
     def f32(self, value: float) -> None:
         self.code += b"\x43" + struct.pack("<f", value)
 
-    def f64(self, value: float) -> None:
-        self.code += b"\x44" + struct.pack("<d", value)
-
     def v128(self, data: bytes) -> None:
         """A constant of 16 bytes."""
         assert len(data) == 16
         self.code += b"\xfd\x0c" + data
-
-    def f32x4(self, value: float) -> None:
-        """A constant in all four lanes."""
-        self.v128(struct.pack("<f", value) * 4)
-
-    def i32x4(self, value: int) -> None:
-        """A constant in all four lanes."""
-        self.v128((value & 0xFFFFFFFF).to_bytes(4, "little") * 4)
 
     def mem(
         self, name: str, offset: int = 0, align: int | None = None, lane: int | None = None
@@ -144,21 +133,9 @@ class Function:
         self.code += _CODES[name]
         self.code.append(lane)
 
-    def shuffle(self, lanes: Sequence[int]) -> None:
-        """Bytes of the two operands: 0-15 of the first, 16-31 of the second."""
-        assert len(lanes) == 16
-        self.code += b"\xfd\x0d" + bytes(lanes)
-
     def memory_copy(self) -> None:
         """(target, source, bytes)"""
         self.code += b"\xfc\x0a\x00\x00"
-
-    def memory_fill(self) -> None:
-        """(target, byte, bytes)"""
-        self.code += b"\xfc\x0b\x00"
-
-    def fence(self) -> None:
-        self.code += b"\xfe\x03\x00"
 
     def call(self, function: Function) -> None:
         self.code += b"\x10" + leb(function.index)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from fanlight.codegen.wasm import argmax, attention, gather, loops, matmul, norm
 from fanlight.codegen.wasm.blocks import STORAGE
 from fanlight.dtypes import DType
-from fanlight.ir.ops import OPS
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
-from fanlight.kernels.target import LOOP, Entry, NotYet, Storage
+from fanlight.kernels.target import Entry, NotYet, Storage, complete
 from fanlight.shapes import Size
 
 #: ops with templates of their own; every other op is elementwise, movement or reduction
@@ -24,20 +23,12 @@ TEMPLATES: dict[str, Entry] = {
 }
 
 
-def _rules() -> dict[str, Entry]:
-    rules = dict(TEMPLATES)
-    for op in OPS.values():
-        if op.family in ("elementwise", "movement", "reduction"):
-            rules.setdefault(op.name, LOOP)
-    return rules
-
-
 @dataclass(frozen=True, slots=True)
 class Wasm:
     """See ``kernels/target.py``."""
 
     name: str = "wasm"
-    rules: Mapping[str, Entry] = field(default_factory=_rules)
+    rules: Mapping[str, Entry] = field(default_factory=lambda: complete(TEMPLATES))
     storage: Mapping[str, Storage | NotYet] = field(default_factory=lambda: STORAGE)
 
     def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
