@@ -31,17 +31,19 @@ export function free({ buffer }) {
 }
 
 /**
- * One read of a byte stream into `bytes[from, to)`. The stream takes the memory and gives it back.
+ * One read of a byte stream into `bytes[from, to)`: at least `least` bytes where the browser knows
+ * how to wait for them. The stream takes the memory and gives it back.
  * @param {ReadableStreamBYOBReader} reader
  * @param {Uint8Array<ArrayBuffer>} bytes
  * @param {number} from
  * @param {number} to
+ * @param {number} least
  * @returns {Promise<{bytes: Uint8Array<ArrayBuffer>, count: number}>} the memory; 0 at the end
  */
-export async function readInto(reader, bytes, from, to) {
+export async function readInto(reader, bytes, from, to, least) {
   const { byteOffset, length } = bytes;
   const view = new Uint8Array(bytes.buffer, byteOffset + from, to - from);
-  const { done, value } = await reader.read(view);
+  const { done, value } = await reader.read(view, { min: Math.min(least, to - from) });
   if (!value) throw new DOMException('the stream was cancelled', 'AbortError');
   return {
     bytes: new Uint8Array(/** @type {ArrayBuffer} */ (value.buffer), byteOffset, length),

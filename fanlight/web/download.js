@@ -4,15 +4,15 @@
 import { CHUNK, free, take } from './buffers.js';
 import { StoreError, throwIfAborted } from './errors.js';
 import { RETRIES, TransientError, changed, get, pause } from './network.js';
-import { newIndex } from './store_cache.js';
+import { newIndex } from './store_shelf.js';
 
-/** @typedef {import('./store_cache.js').Index} Index */
-/** @typedef {import('./store_cache.js').Shelf} Shelf */
+/** @typedef {import('./store_shelf.js').Index} Index */
+/** @typedef {import('./store_shelf.js').Shelf} Shelf */
 /** @typedef {import('./network.js').Answer} Answer */
 /**
  * @typedef {object} Events
  * @property {(index: Index) => void} known the server's version is the index's, and its size is known
- * @property {(n: number, bytes: Uint8Array<ArrayBuffer>) => void} landed the bytes are the listener's now
+ * @property {(bytes: Uint8Array<ArrayBuffer>) => void} landed a chunk; the bytes are the listener's now
  * @property {(bytes: number) => void} received
  * @property {() => void} asked
  */
@@ -27,10 +27,10 @@ export class Download {
   index = null;
   #announced = false;
   /**
-   * Whether requests ask for WINDOW chunks only. Chromium buffers some 60 MB of a body that is read
-   * too slowly.
+   * Whether requests ask for WINDOW chunks only, as they do until the network proves slow: Chromium
+   * buffers some 60 MB of a body that is read too slowly.
    */
-  #windowed = false;
+  #windowed = true;
   #ranges = true;
 
   /** @param {string} url @param {Shelf} shelf @param {Events} events @param {AbortSignal} signal */
@@ -85,12 +85,16 @@ export class Download {
       -1;
     this.events.asked();
     let end = after < 0 ? undefined : after * CHUNK;
-    if (this.#windowed)
+    if (this.#windowed && this.#ranges)
       end = Math.min(end ?? Infinity, this.index?.size ?? Infinity, (n + WINDOW) * CHUNK);
     const answer = await get(this.url, n * CHUNK, end, this.index?.etag ?? '', this.signal);
     this.#ranges = answer.start === n * CHUNK;
     if (!this.#ranges) this.#windowed = false;
     try {
+      if (answer.partial && answer.size === null && !this.index?.size && end !== undefined) {
+        this.#windowed = false; // a part of what? The whole body's length tells
+        return false;
+      }
       if (!this.index || !sameFile(this.index, answer)) {
         if (this.#announced) throw changed(this.url);
         await this.shelf.clear();
@@ -111,8 +115,7 @@ export class Download {
   }
 
   /**
-   * The body's bytes into chunks from `n` on; the last is on its way to the disk while the next one
-   * fills.
+   * The body's bytes into chunks from `n` on, one in memory at a time.
    * @param {Index} index
    * @param {Answer} answer
    * @param {number} n
@@ -125,8 +128,6 @@ export class Download {
     let filled = 0;
     let ended = false;
     let time = performance.now();
-    /** @type {Promise<void>} */
-    let landing = Promise.resolve();
     try {
       while (chunk.length && index.chunks[n] == null) {
         const [from, to] =
@@ -139,24 +140,21 @@ export class Download {
         if (position >= begin) filled += got.count;
         position += got.count;
         if (filled < chunk.length) continue;
-        const wait = performance.now();
-        await landing;
-        const now = performance.now();
-        const outrun = now - wait > (now - time) / 4 || wait - time < FAST_MS; // the disk is the slower one
-        time = now;
-        landing = this.#land(index, n, chunk);
-        landing.catch(() => {}); // awaited next
+        const whole = performance.now();
+        await this.#land(index, n, chunk);
+        const landed = performance.now();
+        // the disk is the slower one
+        const outrun = landed - whole > (whole - time) / 4 || whole - time < FAST_MS;
+        time = landed;
         n += 1;
         chunk = emptyChunk(index, n);
         filled = 0;
-        if (outrun && this.#ranges && !this.#windowed) {
-          this.#windowed = true;
-          return;
-        }
+        const narrow = outrun && !this.#windowed;
+        this.#windowed = outrun;
+        if (narrow && this.#ranges) return;
       }
     } finally {
       if (!ended || index.size !== null) free(chunk);
-      await landing;
     }
     if (index.size === null && ended) {
       if (filled) await this.#land(index, n, chunk.slice(0, filled));
@@ -175,7 +173,7 @@ export class Download {
     index.chunks[n] = await this.shelf.put(n, bytes);
     index.last_used = Date.now();
     await this.shelf.write(index);
-    this.events.landed(n, bytes);
+    this.events.landed(bytes);
   }
 
   /** @param {Index} index */

@@ -17,9 +17,9 @@ import { weightBytes, weightChunks } from './weights.js';
 /** @typedef {import('./weights.js').File} File */
 
 /** Bytes written to the queue before the GPU must have taken the earlier ones. */
-const WINDOW = 4 << 20;
+const WINDOW = 1 << 20;
 /** The largest single write. */
-const CHUNK = 1 << 20;
+const CHUNK = 512 << 10;
 /** Submits that may be unfinished at a time. */
 const IN_FLIGHT = 2;
 

@@ -2,11 +2,11 @@
 // parts can be read while the rest is still on its way, never whole in memory. One tab downloads a
 // file, the others follow its index; a download that was cut goes on where it ended; a complete
 // file asks the network nothing. The parts: store_url.js (a file behind a URL), download.js,
-// network.js (one request), store_cache.js (the layout of what is kept). Knows nothing of models.
+// network.js (one request), store_shelf.js (the layout of what is kept). Knows nothing of models.
 
 import { CHUNK, free } from './buffers.js';
 import { StoreError, throwIfAborted } from './errors.js';
-import { Shelf, canKeep, checkSpan, forgetAll, indexes, parts } from './store_cache.js';
+import { Shelf, canKeep, checkSpan, forgetAll, indexes, parts } from './store_shelf.js';
 import { UrlFile } from './store_url.js';
 
 /** @typedef {Uint8Array<ArrayBuffer>} Bytes */

@@ -5,16 +5,14 @@ import { CHUNK, free } from './buffers.js';
 import { AbortedError, StoreError } from './errors.js';
 import { Download } from './download.js';
 import { Direct, changed, get, pause } from './network.js';
-import { Shelf, canKeep, checkSpan, newIndex, parts } from './store_cache.js';
+import { Shelf, canKeep, checkSpan, newIndex, parts } from './store_shelf.js';
 
-/** @typedef {import('./store_cache.js').Index} Index */
+/** @typedef {import('./store_shelf.js').Index} Index */
 /** @typedef {import('./store.js').Bytes} Bytes */
 /** @typedef {import('./store.js').Progress} Progress */
 
 const FOLLOW_MS = 200;
-const PROGRESS_MS = 100;
-/** Chunks that stay in memory after use. */
-const RECENT = 1;
+const NO_SPACE = 'the browser gives no more space';
 
 /** @typedef {import('./store.js').StoredFile} StoredFile */
 
@@ -35,13 +33,12 @@ export class UrlFile {
   /** @type {unknown} what ended the download */
   #failure = null;
   #control = new AbortController();
-  /** @type {Map<number, Bytes>} */
-  #recent = new Map();
+  /** @type {{n: number, bytes: Bytes} | null} the last chunk of a small read */
+  #recent = null;
   /** @type {Set<(progress: Progress) => void>} */
   #listeners = new Set();
   /** Bytes that came and are not in a chunk that landed. */
   #partial = 0;
-  #reported = 0;
   #wake = () => {};
   /** @type {Promise<void>} */
   #changed = Promise.resolve();
@@ -114,7 +111,7 @@ export class UrlFile {
     this.#change();
     await this.done.catch(() => {});
     await this.#direct?.close();
-    this.#recent.clear();
+    this.#recent = null;
   }
 
   // --- obtaining
@@ -122,12 +119,18 @@ export class UrlFile {
   async #obtain() {
     if (!canKeep())
       return this.#goDirect('this page can not keep files: it is not a secure context');
-    const shelf = (this.#shelf = await Shelf.open(this.url));
+    let shelf;
+    try {
+      shelf = await Shelf.open(this.url);
+    } catch (error) {
+      return this.#goDirect(isFull(error) ? NO_SPACE : 'this window keeps no files');
+    }
+    this.#shelf = shelf;
     const index = await shelf.index();
     if (index?.complete) {
       this.#adopt(index);
       await shelf.write({ ...index, last_used: Date.now() });
-      return this.#report(true);
+      return this.#report();
     }
     const { signal } = this.#control;
     let leading = false;
@@ -152,7 +155,7 @@ export class UrlFile {
       }
     };
     await Promise.all([lead, follow()]);
-    this.#report(true);
+    this.#report();
   }
 
   /** As the only downloader of this file. @param {Shelf} shelf */
@@ -162,9 +165,9 @@ export class UrlFile {
       shelf,
       {
         known: (index) => this.#adopt(index),
-        landed: (n, bytes) => {
+        landed: (bytes) => {
           this.#partial -= bytes.length;
-          this.#remember(n, bytes);
+          free(bytes);
           this.#change();
         },
         received: (bytes) => {
@@ -182,8 +185,8 @@ export class UrlFile {
     try {
       await download.run(this.identity ? (this.#index?.etag ?? '') : '');
     } catch (error) {
-      if (!(error instanceof DOMException && error.name === 'QuotaExceededError')) throw error;
-      await this.#goDirect('the browser gives no more space');
+      if (!isFull(error)) throw error;
+      await this.#goDirect(NO_SPACE);
     }
   }
 
@@ -231,10 +234,10 @@ export class UrlFile {
    */
   async #chunk(n) {
     while (true) {
-      const recent = this.#recent.get(n);
-      if (recent) {
-        this.#recent.delete(n);
-        return recent;
+      if (this.#recent?.n === n) {
+        const { bytes } = this.#recent;
+        this.#recent = null;
+        return bytes;
       }
       const hash = this.#index?.chunks[n];
       if (hash && this.#shelf) {
@@ -278,16 +281,13 @@ export class UrlFile {
   }
 
   /**
-   * Keeps a chunk that nobody else uses for whoever asks next.
+   * Keeps the chunk of a small read for whoever asks next.
    * @param {number} n
    * @param {Bytes} bytes
    */
   #remember(n, bytes) {
-    this.#recent.set(n, bytes);
-    const [oldest] = this.#recent;
-    if (this.#recent.size <= RECENT) return;
-    this.#recent.delete(oldest[0]);
-    free(oldest[1]);
+    if (this.#recent) free(this.#recent.bytes);
+    this.#recent = { n, bytes };
   }
 
   // --- news
@@ -300,12 +300,15 @@ export class UrlFile {
     });
   }
 
-  /** @param {boolean} [now] even if the last report is fresh */
-  #report(now = false) {
-    if (!this.#index || (!now && performance.now() - this.#reported < PROGRESS_MS)) return;
-    this.#reported = performance.now();
+  #report() {
+    if (!this.#index) return;
     const landed = this.#index.chunks.filter((hash) => hash !== null).length * CHUNK;
     const done = Math.min(this.size, landed + Math.max(0, Math.min(CHUNK, this.#partial)));
     for (const listener of this.#listeners) listener({ stage: 'download', done, total: this.size });
   }
+}
+
+/** @param {unknown} error */
+function isFull(error) {
+  return error instanceof DOMException && error.name === 'QuotaExceededError';
 }

@@ -166,12 +166,15 @@ def test_spoilt_chunk_is_fetched_again(
     url, file = served
     visit(page, url)
     spoil = """async () => {
-      const cache = await caches.open('fanlight-store-v1');
-      for (const key of await cache.keys()) {
-        if (!key.url.endsWith('/chunk/1')) continue;
-        const bytes = new Uint8Array(await (await cache.match(key)).arrayBuffer());
+      const root = await navigator.storage.getDirectory();
+      for await (const kept of (await root.getDirectoryHandle('fanlight-store-v2')).values()) {
+        const file = await kept.getFileHandle('1').catch(() => null);
+        if (!file) continue;
+        const bytes = new Uint8Array(await (await file.getFile()).arrayBuffer());
         bytes[77] ^= 1;
-        await cache.put(key, new Response(bytes));
+        const writable = await file.createWritable();
+        await writable.write(bytes);
+        await writable.close();
       }
     }"""
     page.evaluate(spoil)

@@ -10,3 +10,19 @@ interface DedicatedWorkerGlobalScope extends EventTarget {
   addEventListener(type: 'message', listener: (event: MessageEvent) => void): void;
   addEventListener(type: string, listener: EventListenerOrEventListenerObject): void;
 }
+
+interface FileSystemSyncAccessHandle {
+  read(bytes: AllowSharedBufferSource, options?: { at?: number }): number;
+  write(bytes: AllowSharedBufferSource, options?: { at?: number }): number;
+  truncate(size: number): void;
+  getSize(): number;
+  flush(): void;
+  close(): void;
+}
+
+interface FileSystemFileHandle {
+  /** `mode` is Chromium's: elsewhere a file is open once at a time. */
+  createSyncAccessHandle(options?: {
+    mode?: 'readwrite' | 'read-only' | 'readwrite-unsafe';
+  }): Promise<FileSystemSyncAccessHandle>;
+}
