@@ -34,7 +34,7 @@ from fanlight.plan import (
 from fanlight.shapes import Dim, Operation, Size, binary, ceildiv, product
 
 TARGETS = ("webgpu", "wasm")
-STAGING_BYTES = 4 << 20
+STAGING_BYTES = 1 << 20
 _MAX_UNITS = 1 << 30
 
 

@@ -2,7 +2,7 @@
 // parent and from every port that was connected. It has no Python and knows no models. The requests
 // are the keys of HANDLERS; handles are numbers, valid on every port.
 
-import { InputError, throwIfAborted } from './errors.js';
+import { AbortedError, InputError, throwIfAborted } from './errors.js';
 import * as gpu from './gpu.js';
 import { adapterName, limitsOf, requestAdapter } from './gpu_device.js';
 import { readPlan } from './plan.js';
@@ -15,54 +15,10 @@ import * as wasm from './wasm.js';
 /** @typedef {import('./session.js').Session} Session */
 /** @typedef {import('./store.js').StoredFile} StoredFile */
 
-/** (func (result v128) (i32x4.relaxed_trunc_f32x4_s (v128.const 0))) */
-const RELAXED_SIMD = Uint8Array.of(
-  0,
-  97,
-  115,
-  109,
-  1,
-  0,
-  0,
-  0,
-  1,
-  5,
-  1,
-  96,
-  0,
-  1,
-  123,
-  3,
-  2,
-  1,
-  0,
-  10,
-  25,
-  1,
-  23,
-  0,
-  253,
-  12,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  0,
-  253,
-  129,
-  2,
-  11,
+/** (func (result v128) (i32x4.relaxed_trunc_f32x4_s (v128.const 0))), as a module. */
+const RELAXED_SIMD = Uint8Array.from(
+  atob('AGFzbQEAAAABBQFgAAF7AwIBAAoZARcA/QwAAAAAAAAAAAAAAAAAAAAA/YECCw=='),
+  (character) => character.charCodeAt(0),
 );
 
 /** @type {Map<number, StoredFile>} */
@@ -80,9 +36,9 @@ let nextHandle = 1;
  */
 function held(map, handle, what) {
   const value = map.get(handle);
-  if (value === undefined)
-    throw new InputError(`no such ${what}`, { got: handle, hint: 'It was disposed.' });
-  return value;
+  if (value !== undefined) return value;
+  if (handle < nextHandle) throw new AbortedError(`the ${what} was disposed`);
+  throw new InputError(`no such ${what}`, { got: handle });
 }
 
 /** @param {Uint8Array<ArrayBuffer>} bytes that nobody else uses */

@@ -50,10 +50,10 @@ export class GpuDevice {
   /** @type {GPUBuffer[]} */
   #buffers = [];
 
-  /** @param {GPUDevice} device @param {string} name @param {number} parallel pipelines at a time */
-  constructor(device, name, parallel = PARALLEL) {
+  /** @param {GPUDevice} device @param {string} name @param {boolean} isCpu the GPU is a CPU */
+  constructor(device, name, isCpu = false) {
     this.device = device;
-    this.parallel = parallel;
+    this.isCpu = isCpu;
     this.name = name;
     this.queue = device.queue;
     this.limits = device.limits;
@@ -95,8 +95,7 @@ export class GpuDevice {
         requiredFeatures,
         requiredLimits: limitsOf(adapter),
       });
-      const parallel = adapter.info.isFallbackAdapter ? 1 : PARALLEL;
-      return new GpuDevice(device, adapterName(adapter), parallel);
+      return new GpuDevice(device, adapterName(adapter), adapter.info.isFallbackAdapter);
     } catch (cause) {
       throw new DeviceError('the GPU gave no device', {
         got: cause,
@@ -184,7 +183,7 @@ export class GpuDevice {
    * @param {Kernel} kernel
    */
   async pipeline(kernel) {
-    if (this.#compiling >= this.parallel)
+    if (this.#compiling >= (this.isCpu ? 1 : PARALLEL))
       await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
     this.#compiling += 1;
     try {

@@ -1,4 +1,4 @@
-// Model bytes, from a URL by way of Cache Storage or from a Blob. In: a source. Out: a file whose
+// Model bytes, from a URL by way of what the browser keeps, or from a Blob. In: a source. Out: a file whose
 // parts can be read while the rest is still on its way, never whole in memory. One tab downloads a
 // file, the others follow its index; a download that was cut goes on where it ended; a complete
 // file asks the network nothing. The parts: store_url.js (a file behind a URL), download.js,

@@ -14,7 +14,13 @@ from pathlib import Path
 
 WEB = Path(__file__).parents[2] / "fanlight" / "web"
 POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'"
-TYPES = {".js": "text/javascript", ".html": "text/html", ".wasm": "application/wasm"}
+JAVASCRIPT = "text/javascript"
+TYPES = {
+    ".js": JAVASCRIPT,
+    ".mjs": JAVASCRIPT,
+    ".html": "text/html",
+    ".wasm": "application/wasm",
+}
 BLOCK = 1 << 16
 
 

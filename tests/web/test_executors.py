@@ -312,7 +312,7 @@ def test_wasm(page: Page, origin: Origin, threads: int) -> None:
     error = run(page, "trap")
     assert error["code"] == "DeviceError" and "trap" in error["message"]
     assert page.evaluate("() => executor.request('dispose', { session: session.session })") is None
-    assert page.evaluate("() => outcome(run('add'))")["code"] == "InputError"
+    assert page.evaluate("() => outcome(run('add'))")["code"] == "AbortedError"
 
 
 def test_threads_need_isolation(plain_page: Page, origin: Origin) -> None:
