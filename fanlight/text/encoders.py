@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from fanlight.errors import FormatError, MissingDependencyError
 
+_GARBAGE = 64 << 20  # bytes, more than enough: what the pieces leave is collected now
 _PIECE = 4096  # strings per piece of JSON, so that few of them live at once
 
 
@@ -106,6 +107,7 @@ class _BrowserEncoder:
                 self._encoder.addTokens(json.dumps(piece))
             for piece in source.merge_pieces():
                 self._encoder.addMerges(json.dumps(piece))
+            bridge.tellCollector(_GARBAGE)
         except errors.JsException as error:
             raise FormatError("tokenizers.js refuses the tokenizer", got=error) from error
 

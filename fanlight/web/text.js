@@ -3,12 +3,10 @@
 // In: a tokenizer.json in pieces, or a chat template and its context. Out: ids, or text. Nothing here knows a model.
 // The Python side is fanlight/text/encoders.py and fanlight/text/chat_template.py.
 
-import { tellCollector } from './buffers.js';
 import { Tokenizer } from './vendor/tokenizers.mjs';
 import { Environment, Interpreter, Template, parse, tokenize } from './vendor/jinja.js';
 
-/** What is left behind by a piece of the file on its way here, through Python and JSON. */
-const PIECE_COST = 16 << 20;
+export { tellCollector } from './buffers.js';
 
 /**
  * An encoder for a tokenizer.json of model type BPE whose `vocab` and `merges` are empty: they follow in pieces, so that
@@ -56,7 +54,6 @@ class Encoder {
    * @param {string} json a list of strings: the two parts, a space between
    */
   addMerges(json) {
-    tellCollector(PIECE_COST);
     for (const merge of JSON.parse(json)) {
       const rank = this.ranks.size;
       if (!this.ranks.has(merge)) this.ranks.set(merge, rank);
