@@ -55,7 +55,8 @@ const media = {
   },
   private_files: {
     async open(n, mode) {
-      const file = await (await navigator.storage.getDirectory()).getFileHandle(`${n}`, { create: true });
+      const root = await navigator.storage.getDirectory();
+      const file = await root.getFileHandle(`${n}`, { create: true });
       return file.createSyncAccessHandle({ mode });
     },
     async write(n) {
