@@ -1,4 +1,5 @@
-// The page: load a model, talk to it. Only fanlight.js is used, as any other page would.
+// The page: load a model, talk to it. Only fanlight.js is used, as any other page would. A reload goes on with the
+// conversation, and with the model where it is kept here.
 //
 // Address:  ?model=URL&device=auto|webgpu|wasm  fill the form. With &auto=1 the model is loaded at once and, with
 // &prompt=…, asked; &max_new_tokens=, &context= and &relaxed_simd=1 are handed on. With &rest=SECONDS Python
@@ -9,6 +10,7 @@
 //    ready_ms        navigation → weights resident, pipelines made, prompt tokenised (sensible with auto=1 only)
 //    done_ms         navigation → end of the answer
 //    first_token_ms  prompt tokenised → first token; prefill_ms, prefill_tok_s, decode_tok_s
+//    longest_task_ms of the page's thread from ready to done; 0 where all are below 50
 //    python_ms       start of Python's worker → fanlight imported
 //    header_ms, compile_ms (graph → plan), tokenizer_ms, pipelines_ms (the device's compiler), upload_ms, load_ms
 //    open_ms, download_ms, network_bytes, cache_bytes, requests        of the model's file
@@ -16,13 +18,14 @@
 // or {error: {code, message, what, where, hint}}. `performance` has the marks fanlight:start, fanlight:loaded,
 // fanlight:ready, fanlight:first-piece, fanlight:done; a dispatched `fanlight:piece` event holds each piece.
 
-import { AbortedError, FanlightError, pipeline, start } from './fanlight.js';
+import { forget, remember, remembered } from './app_memory.js';
+import { isKept, listModels } from './app_models.js';
+import { Stages, megabytes } from './app_stages.js';
+import { AbortedError, FanlightError, kept, pipeline, start } from './fanlight.js';
 
 /** @typedef {import('./fanlight.js').Generator} Generator */
 /** @typedef {import('./fanlight.js').Generation} Generation */
 /** @typedef {import('./fanlight.js').Progress} Progress */
-
-const STAGES = ['python', 'download', 'compile', 'load'];
 
 /** @template {HTMLElement} T @param {string} id @param {new () => T} type @returns {T} */
 function element(id, type) {
@@ -34,6 +37,8 @@ const sections = ['chooser', 'loading', 'error', 'chat'].map((id) => element(id,
 const modelInput = element('model', HTMLInputElement);
 const deviceInput = element('device', HTMLSelectElement);
 const fileInput = element('file', HTMLInputElement);
+const modelList = element('models', HTMLElement);
+const stages = new Stages(element('stages', HTMLElement));
 const promptInput = element('prompt', HTMLTextAreaElement);
 const log = element('log', HTMLElement);
 const status = element('status', HTMLElement);
@@ -49,8 +54,18 @@ let loading = null;
 let answering = null;
 /** @type {{role: string, content: string}[]} */
 let messages = [];
+/** The URL of the model in use; '' for a picked file. */
+let address = '';
+/** Whether the address says all, so that nothing is remembered. */
+const scripted = query.get('auto') === '1';
 /** What `Try again` does. @type {() => void} */
 let again = () => {};
+/** @type {PerformanceEntry[]} */
+const longTasks = [];
+const taskObserver = globalThis.PerformanceObserver?.supportedEntryTypes?.includes('longtask')
+  ? new PerformanceObserver((list) => void longTasks.push(...list.getEntries()))
+  : null;
+taskObserver?.observe({ type: 'longtask', buffered: true });
 /** @type {(report: object) => void} */
 let report = () => {};
 /** @type {any} */ (window).fanlightReport = new Promise((resolve) => {
@@ -72,7 +87,7 @@ function show(...ids) {
 /** @param {string | File} model */
 async function load(model) {
   const control = (loading = new AbortController());
-  resetStages();
+  stages.reset();
   show('loading');
   status.textContent = '';
   performance.mark('fanlight:start');
@@ -80,12 +95,12 @@ async function load(model) {
   const started = performance.now();
   try {
     generator = await pipeline('text-generation', model, {
-      device: /** @type {any} */ (deviceInput.value), signal: control.signal, progress: showProgress, ...options(),
+      device: /** @type {any} */ (deviceInput.value), signal: control.signal, progress, ...options(),
     });
   } catch (error) {
     if (error instanceof AbortedError) {
       title();
-      return show('chooser');
+      return choose();
     }
     again = () => void load(model);
     return fail(error, 'chooser');
@@ -97,16 +112,46 @@ async function load(model) {
   const { info } = generator;
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   const place = info.backend === 'webgpu' ? `WebGPU (${info.adapter})` : `WebAssembly, ${info.adapter}`;
-  element('summary', HTMLElement).textContent = `${info.model} · ${place} · ${megabytes(info.resident_bytes)}`;
+  summary(`${info.model} · ${place} · ${megabytes(info.resident_bytes)} of memory`);
   const slow = info.backend === 'wasm' && !info.isolated;
   status.textContent = `Loaded in ${seconds} s.` + (slow
     ? ' One thread only: this page is not cross-origin isolated. The server can change that with the headers'
       + ' Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.'
     : '');
-  messages = [];
-  log.replaceChildren();
+  address = typeof model === 'string' ? new URL(model, document.baseURI).href : '';
+  save();
   show('chat');
+  scrollDown();
   promptInput.focus();
+}
+
+/** @param {Progress} news */
+function progress(news) {
+  if (news.stage === 'warning') status.textContent = news.message ?? '';
+  stages.show(news);
+}
+
+/** Says what is in use; adds what the whole page takes, where the browser tells. @param {string} text */
+function summary(text) {
+  const place = element('summary', HTMLElement);
+  place.textContent = text;
+  if (!globalThis.crossOriginIsolated) return;
+  const measured = /** @type {any} */ (performance).measureUserAgentSpecificMemory?.();
+  measured?.then((/** @type {{bytes: number}} */ { bytes }) => {
+    if (place.textContent === text) place.textContent = `${text}, the page itself ${megabytes(bytes)}`;
+  }).catch(() => {});
+}
+
+function choose() {
+  show('chooser');
+  void listModels(modelList, (url) => {
+    modelInput.value = url;
+    void load(url);
+  });
+}
+
+function save() {
+  if (!scripted) remember({ model: address, device: deviceInput.value, messages });
 }
 
 /** What the address says beside the form. */
@@ -116,42 +161,6 @@ function options() {
   if (query.has('context')) found.context = Number(query.get('context'));
   if (query.has('relaxed_simd')) found.relaxed_simd = query.get('relaxed_simd') === '1';
   return found;
-}
-
-function resetStages() {
-  for (const stage of STAGES) {
-    const { item, bar, amount } = stageParts(stage);
-    item.className = '';
-    bar.value = 0;
-    amount.textContent = '';
-  }
-}
-
-/** @param {string} stage */
-function stageParts(stage) {
-  const item = /** @type {HTMLElement} */ (document.querySelector(`#stages [data-stage="${stage}"]`));
-  const bar = /** @type {HTMLProgressElement} */ (item.querySelector('progress'));
-  const amount = /** @type {HTMLElement} */ (item.querySelector('.amount'));
-  return { item, bar, amount };
-}
-
-/** @param {Progress} progress */
-function showProgress({ stage, done, total, message }) {
-  if (stage === 'warning') status.textContent = message ?? '';
-  if (!STAGES.includes(stage)) return;
-  const { item, bar, amount } = stageParts(stage);
-  const whole = done >= total;
-  item.className = whole ? 'done' : 'busy';
-  if (!whole && total <= 1) bar.removeAttribute('value'); // busy, nobody knows how far
-  else bar.value = total ? done / total : 1;
-  if (total <= 1) amount.textContent = whole ? '' : '…';
-  else if (stage === 'compile') amount.textContent = `${done} of ${total} kernels`;
-  else amount.textContent = whole ? megabytes(total) : `${megabytes(done)} of ${megabytes(total)}`;
-}
-
-/** @param {number} bytes */
-function megabytes(bytes) {
-  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
 }
 
 // --- errors
@@ -216,6 +225,7 @@ async function ask(prompt) {
     const result = await current;
     if (!turn.isConnected) return; // the conversation was cleared meanwhile
     messages.push(asked, { role: 'assistant', content: result.text });
+    save();
     numbers.textContent = describe(result);
     await tell(generator, prompt, result, times.ready);
   } catch (error) {
@@ -263,10 +273,12 @@ function describe({ tokens, prompt_tokens, finish_reason, timings }) {
 async function tell({ info, stats }, prompt, result, ready) {
   performance.mark('fanlight:done');
   const done = performance.now();
+  const tasks = [...longTasks, ...(taskObserver?.takeRecords() ?? [])].filter(({ startTime }) => startTime >= ready);
   const { timings: loadTimings, extra: _, ...rest } = /** @type {any} */ (info);
   const file = await stats().catch(() => ({})); // the rest of a file that is not needed may be lost
   report({
     prompt, ...rest, ...loadTimings, ...file, ...result.timings, reply: result.text, tokens: result.tokens.length,
+    longest_task_ms: Math.max(0, ...tasks.map(({ duration }) => duration)),
     prompt_tokens: result.prompt_tokens, finish_reason: result.finish_reason, ready_ms: ready, done_ms: done,
   });
 }
@@ -296,15 +308,15 @@ element('clear', HTMLButtonElement).addEventListener('click', () => {
   answering?.abort();
   messages = [];
   log.replaceChildren();
+  save();
   promptInput.focus();
 });
 element('change', HTMLButtonElement).addEventListener('click', () => {
   answering?.abort();
-  log.replaceChildren();
   void generator?.dispose().catch((error) => fail(error, 'chooser'));
   generator = null;
   status.textContent = '';
-  show('chooser');
+  choose();
   modelInput.focus();
 });
 element('ask-form', HTMLFormElement).addEventListener('submit', (event) => {
@@ -324,12 +336,30 @@ document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') (answering ?? loading)?.abort();
 });
 
+element('forget-all', HTMLButtonElement).addEventListener('click', async () => {
+  if (!confirm('Delete all models and the conversation from this browser?')) return;
+  messages = [];
+  log.replaceChildren();
+  forget();
+  await kept.clear().catch((error) => fail(error, 'chooser'));
+  choose();
+});
+for (const kind of ['dragover', 'drop']) {
+  document.addEventListener(kind, (event) => {
+    const { dataTransfer } = /** @type {DragEvent} */ (event);
+    if (!dataTransfer?.types.includes('Files')) return;
+    event.preventDefault();
+    const [file] = kind === 'drop' && !loading && !generator ? dataTransfer.files : [];
+    if (file) void load(file);
+  });
+}
+
 modelInput.value = query.get('model') ?? '';
 const device = query.get('device');
 if ([...deviceInput.options].some(({ value }) => value === device)) deviceInput.value = device ?? 'auto';
 const prompt = query.get('prompt');
 if (prompt) promptInput.value = prompt;
-if (query.get('auto') === '1' && modelInput.value) {
+if (scripted && modelInput.value) {
   const rest = Number(query.get('rest'));
   if (rest > 0) {
     await start();
@@ -341,4 +371,20 @@ if (query.get('auto') === '1' && modelInput.value) {
     promptInput.value = '';
     void ask(prompt);
   }
+} else {
+  await goOn();
+}
+
+/** As it was before a reload: the conversation, and the model where it is kept here. */
+async function goOn() {
+  choose();
+  const last = remembered();
+  if (!last) return;
+  messages = last.messages;
+  for (const { role, content } of messages) addTurn(role, content);
+  if (messages.length) status.textContent = 'The conversation is still here: choose a model to go on.';
+  if (!device) deviceInput.value = last.device || 'auto';
+  if (modelInput.value || !last.model) return;
+  modelInput.value = last.model;
+  if (await isKept(last.model)) await load(last.model);
 }

@@ -159,7 +159,7 @@ const HANDLERS = {
     };
   },
 
-  /** → what the store keeps: [{url, size, chunks, complete, last_used}]. */
+  /** → what the store keeps: [{url, size, have, complete, last_used}]. */
   list: store.list,
 
   /** {url?} → null; forgets one file, or all. */

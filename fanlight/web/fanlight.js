@@ -148,6 +148,19 @@ export async function start(progress = () => {}) {
   await starting(workers().python, progress);
 }
 
+/** @typedef {{url: string, size: number | null, have: number, complete: boolean, last_used: number}} KeptModel
+ *   bytes; `have` of them are here; `last_used` in ms since 1970 */
+
+/** The models' files that this browser keeps for the next visit. */
+export const kept = {
+  /** @returns {Promise<KeptModel[]>} */
+  list: () => workers().executor.request('list'),
+  /** Deletes one; no error where it isn't there. @param {string | URL} model @returns {Promise<void>} */
+  remove: (model) => workers().executor.request('remove', { url: address(model) }),
+  /** Deletes all. @returns {Promise<void>} */
+  clear: () => workers().executor.request('remove', {}),
+};
+
 /** An answer in the making: iterate over its pieces of text, or await it for the whole. Leaving a loop early
  * aborts it. */
 export class Generation {

@@ -51,16 +51,13 @@ export async function open(source, { progress, signal } = {}) {
   }
 }
 
-/** What is kept. */
+/** What is kept; sizes in bytes, `last_used` in ms since 1970. */
 export async function list() {
   const all = canKeep() ? await indexes() : [];
-  return all.map(({ url, size, chunks, complete, last_used }) => ({
-    url,
-    size,
-    complete,
-    last_used,
-    chunks: chunks.filter((hash) => hash !== null).length,
-  }));
+  return all.map(({ url, size, chunks, complete, last_used }) => {
+    const count = chunks.filter((hash) => hash !== null).length;
+    return { url, size, have: Math.min(size ?? Infinity, count * CHUNK), complete, last_used };
+  });
 }
 
 /** Forgets one file. @param {string} url */

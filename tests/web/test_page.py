@@ -233,6 +233,69 @@ def test_no_webgpu(playwright: Playwright, base: str, tmp_path: Path) -> None:
     browser.close()
 
 
+# --- what is kept
+
+
+def test_a_reload_goes_on(context: BrowserContext, base: str) -> None:
+    found = visit(context, base)
+    page = found.page
+    found.open(model="/models/smollm2.gguf", device="wasm", context="512")
+    page.click("text=Load model")
+    expect(page.locator("#chat")).to_be_visible(timeout=LOAD_MS)
+    page.fill("#prompt", QUESTION)
+    page.keyboard.press("Enter")
+    expect(page.locator(".numbers")).to_contain_text("first after", timeout=LOAD_MS)
+    found.open()  # no model in the address: it is remembered
+    expect(page.locator("#log")).to_contain_text("Paris")
+    expect(page.locator("#chat")).to_be_visible(timeout=LOAD_MS)
+    page.click("#clear")
+    page.click("#change")
+    row = page.locator("#models li", has_text="smollm2.gguf").first
+    expect(row).to_contain_text("kept here")
+    found.open()
+    expect(page.locator("#chat")).to_be_visible(timeout=LOAD_MS)
+    expect(page.locator("#log")).to_be_empty()
+    page.close()
+
+
+def test_models_can_be_forgotten(context: BrowserContext, base: str) -> None:
+    found = visit(context, base)
+    page = found.page
+    found.open()
+    kept = "(async () => (await import('./fanlight.js')).kept.list())()"
+    page.evaluate(
+        """async (model) => {
+          const { pipeline } = await import('./fanlight.js');
+          const made = await pipeline('text-generation', model, { device: 'wasm', context: 64 });
+          await made.stats();
+          await made.dispose();
+        }""",
+        "/models/smollm2.gguf?forget",
+    )
+    assert any(e["url"].endswith("?forget") and e["complete"] for e in page.evaluate(kept))
+    found.open()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#forget-all")
+    expect(page.locator("#models")).to_be_hidden()
+    assert page.evaluate(kept) == []
+    page.close()
+
+
+def test_a_dropped_file_is_loaded(context: BrowserContext, base: str) -> None:
+    found = visit(context, base)
+    page = found.page
+    found.open(device="wasm")
+    page.evaluate(
+        """() => {
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(new File(['not a model'], 'wrong.gguf'));
+          document.body.dispatchEvent(new DragEvent('drop', { dataTransfer, bubbles: true, cancelable: true }));
+        }"""
+    )
+    assert "wrong.gguf" in found.error() or "GGUF" in found.error()
+    page.close()
+
+
 # --- how it is made
 
 

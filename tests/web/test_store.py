@@ -285,6 +285,6 @@ def test_remove(page: Page, served: tuple[str, Served]) -> None:
     visit(page, url)
     kept = page.evaluate("() => executor.request('list')")
     entry = next(e for e in kept if e["url"] == url)
-    assert entry["complete"] and entry["chunks"] == 3
+    assert entry["complete"] and entry["have"] == entry["size"] == len(file.data)
     page.evaluate("(url) => executor.request('remove', { url })", url)
     assert all(e["url"] != url for e in page.evaluate("() => executor.request('list')"))
