@@ -289,7 +289,8 @@ def test_a_dropped_file_is_loaded(context: BrowserContext, base: str) -> None:
         """() => {
           const dataTransfer = new DataTransfer();
           dataTransfer.items.add(new File(['not a model'], 'wrong.gguf'));
-          document.body.dispatchEvent(new DragEvent('drop', { dataTransfer, bubbles: true, cancelable: true }));
+          const options = { dataTransfer, bubbles: true, cancelable: true };
+          document.body.dispatchEvent(new DragEvent('drop', options));
         }"""
     )
     assert "wrong.gguf" in found.error() or "GGUF" in found.error()

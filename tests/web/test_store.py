@@ -281,7 +281,7 @@ def test_insecure_page_reads_from_the_network(
 
 
 def test_remove(page: Page, served: tuple[str, Served]) -> None:
-    url, _ = served
+    url, file = served
     visit(page, url)
     kept = page.evaluate("() => executor.request('list')")
     entry = next(e for e in kept if e["url"] == url)
