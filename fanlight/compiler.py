@@ -20,6 +20,7 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
 from fanlight.kernels.lower import Lowered, buffer_bytes, lower
 from fanlight.kernels.memory import assign
 from fanlight.kernels.target import Context, NotYet, Operand, Part, Target
+from fanlight.passes import pipeline
 from fanlight.plan import (
     Buffer,
     DimSpec,
@@ -88,7 +89,8 @@ class _Compilation:
         )
 
     def run(self) -> Plan:
-        self._check("build")
+        self._check(self.module, "build")
+        self.module = pipeline.run(self.module, self._has, self._check)
         self._declare_dims()
         self._declare_states()
         self._place_weights()
@@ -100,11 +102,14 @@ class _Compilation:
 
     # --- stages
 
-    def _check(self, stage: str) -> None:
+    def _has(self, op: str) -> bool:
+        return not isinstance(self.target.rules[op], NotYet)
+
+    def _check(self, module: Module, stage: str) -> None:
         if self.options.verify:
-            verify_module(self.module, stage)
+            verify_module(module, stage)
         if self.options.dump is not None:
-            for graph in self.module.graphs.values():
+            for graph in module.graphs.values():
                 self.options.dump(stage, print_graph(graph))
 
     def _declare_dims(self) -> None:
