@@ -17,6 +17,7 @@ from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.shapes import Size
 
+SUBGROUPS = "subgroups"
 CPU = "cpu"  #: among a device's features, though WebGPU knows none such: the adapter is a CPU
 
 
