@@ -64,6 +64,9 @@ class _Handler(SimpleHTTPRequestHandler):
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
         pass
 
+    def log_error(self, *args: Any) -> None:
+        pass
+
 
 def visit(folder: Path, chrome: str, query: dict[str, str], flags: list[str], limit: float) -> Any:
     """What the page posts when done. Raises SystemExit after ``limit`` seconds."""

@@ -116,7 +116,8 @@ def _tiled(
     }}
     for (var i = lane; i < {TILE_N * TILE_QUADS}u; i += {TILE_THREADS}u) {{
       let q = k0 + i % {TILE_QUADS}u;
-      let value = w_quad(min(n0 + i / {TILE_QUADS}u, width - 1u), min(q, {quads} - 1u));
+      let row = min(n0 + i / {TILE_QUADS}u, width - 1u) + {part.base}u;
+      let value = w_quad(row, min(q, {quads} - 1u));
       w_tile[(i / {TILE_QUADS}u) * {_PAD}u + i % {TILE_QUADS}u] = value;
     }}
     workgroupBarrier();
@@ -132,7 +133,7 @@ var<workgroup> w_tile: array<vec4<f32>, {TILE_N * _PAD}>;
 fn store(m: u32, n: u32, sum: vec4<f32>) {{
   for (var j = 0u; j < 4u; j++) {{
     if (n + 16u * j < {text.size_u32(part.rows)}) {{
-      let at = m * {text.size_u32(n)} + {text.size_u32(part.column)} + n + 16u * j;
+      let at = m * {text.size_u32(n)} + {part.column}u + n + 16u * j;
       {out}[at] = {value};
     }}
   }}

@@ -13,7 +13,7 @@ Several weights take one dispatch where their planes can be bound together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fanlight.codegen.wgsl import blocks, maths, pieces, text, tiles
 from fanlight.codegen.wgsl.link import MAX_STORAGE
@@ -26,12 +26,20 @@ from fanlight.shapes import Size, binary, ceildiv, maximum
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows of weights in one buffer for each plane, whose results begin at ``column``."""
+    """Rows of weights in one buffer for each plane, from its row ``base`` on, whose results begin
+    at ``column``."""
 
     dtype: DType
     rows: Size
-    column: Size
+    column: int
+    base: int
     buffers: tuple[str, ...]
+
+    def followed_by(self, other: Segment) -> bool:
+        """Whether the two are one: side by side in memory and in the result."""
+        rows = self.rows if isinstance(self.rows, int) else -1
+        here = (self.dtype, self.buffers, self.base + rows, self.column + rows)
+        return here == (other.dtype, other.buffers, other.base, other.column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +58,15 @@ class Surroundings:
 
 def segments(weights: Sequence[Operand], column: int = 0) -> list[Segment]:
     """The weights' parts, their results side by side from ``column`` on."""
-    found = []
+    found: list[Segment] = []
     for w in weights:
         for part in w.parts:
             at = column + part.first
-            found.append(Segment(w.dtype, part.rows, at, part.buffers))
+            segment = Segment(w.dtype, part.rows, at, part.base, part.buffers)
+            if found and found[-1].followed_by(segment):
+                last = found.pop()
+                segment = replace(last, rows=binary("+", last.rows, segment.rows))
+            found.append(segment)
         size = w.shape[0]
         column += size if isinstance(size, int) else 0  # only the last may be unknown
     return found
@@ -133,7 +145,7 @@ def _kernel(
             f"""if (at < {text.size_u32(binary("+", groups, ceildiv(unit[0].rows, each)))}) {{
     first = (at - {text.size_u32(groups)}) * {each}u;
     rows = {text.size_u32(unit[0].rows)};
-    column = {text.size_u32(unit[0].column)};
+    column = {unit[0].column}u;
 {loop}
   }}"""
         )
@@ -192,8 +204,9 @@ def _loop(
     rows = unit[0].rows
     fits = isinstance(rows, int) and rows % each == 0
 
-    def row(r: int) -> str:
-        return f"first + {r}u" if fits else f"min(first + {r}u, rows - 1u)"
+    def row(r: int, base: int) -> str:
+        place = f"first + {r}u" if fits else f"min(first + {r}u, rows - 1u)"
+        return f"{place} + {base}u" if base else place
 
     loads = "\n".join(f"      let x{i} = b0[{at}];" for i, at in enumerate(piece.at))
     names = [f"x{i}" for i in range(len(piece.at))]
@@ -203,7 +216,7 @@ def _loop(
         squares = f"      sum{each * len(unit)} += {squares};\n"
         names = [f"{x} * b1[{at}]" for x, at in zip(names, piece.at, strict=True)]
     products = "\n".join(
-        f"      sum{i * each + r} += w{number + i}_dot({row(r)}, s, x);"
+        f"      sum{i * each + r} += w{number + i}_dot({row(r, unit[i].base)}, s, x);"
         for r in range(each)
         for i in range(len(unit))
     )

@@ -38,7 +38,7 @@ def matmul(part: Segment, rows: Size, n: Size, k: int, residual: bool) -> tuple[
         loop = f"""  for (var s = 0u; s < {k // row.step}u; s++) {{
     let x = {kind}({values});
     for (var j = 0u; j < {_COLUMNS}u; j++) {{
-      sums[j].x += w_dot(min(n0 + j, {width} - 1u), s, x);
+      sums[j].x += w_dot(min(n0 + j, {width} - 1u) + {part.base}u, s, x);
     }}
   }}"""
         code = blocks.dotter(part.dtype, "w", first, quads)
@@ -52,7 +52,7 @@ def matmul(part: Segment, rows: Size, n: Size, k: int, residual: bool) -> tuple[
   for (var q = 0u; q < {quads}; q++) {{
     let x = array<vec4<f32>, {_ROWS}>({xs});
     for (var j = 0u; j < {_COLUMNS}u; j++) {{
-      let value = w_quad(min(n0 + j, {width} - 1u), q);
+      let value = w_quad(min(n0 + j, {width} - 1u) + {part.base}u, q);
       sums[j] += vec4<f32>({dots});
     }}
   }}"""
@@ -64,7 +64,7 @@ def matmul(part: Segment, rows: Size, n: Size, k: int, residual: bool) -> tuple[
 {loop}
   for (var r = 0u; r < min({together}u, {count} - m0); r++) {{
     for (var j = 0u; j < min({_COLUMNS}u, {width} - n0); j++) {{
-      let at = (m0 + r) * {text.size_u32(n)} + {text.size_u32(part.column)} + n0 + j;
+      let at = (m0 + r) * {text.size_u32(n)} + {part.column}u + n0 + j;
       {out}[at] = {value};
     }}
   }}"""
