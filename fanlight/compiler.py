@@ -20,6 +20,7 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
 from fanlight.kernels.lower import Lowered, buffer_bytes, lower
 from fanlight.kernels.memory import assign
 from fanlight.kernels.target import Context, NotYet, Operand, Part, Target
+from fanlight.passes import pipeline
 from fanlight.plan import (
     Buffer,
     DimSpec,
@@ -88,7 +89,8 @@ class _Compilation:
         )
 
     def run(self) -> Plan:
-        self._check("build")
+        self._check(self.module, "build")
+        self.module = pipeline.run(self.module, self._has, self._check)
         self._declare_dims()
         self._declare_states()
         self._place_weights()
@@ -100,11 +102,14 @@ class _Compilation:
 
     # --- stages
 
-    def _check(self, stage: str) -> None:
+    def _has(self, op: str) -> bool:
+        return not isinstance(self.target.rules[op], NotYet)
+
+    def _check(self, module: Module, stage: str) -> None:
         if self.options.verify:
-            verify_module(self.module, stage)
+            verify_module(module, stage)
         if self.options.dump is not None:
-            for graph in self.module.graphs.values():
+            for graph in module.graphs.values():
                 self.options.dump(stage, print_graph(graph))
 
     def _declare_dims(self) -> None:
@@ -146,10 +151,55 @@ class _Compilation:
         ordered = sorted(
             used, key=lambda n: (self.module.weights[n].file, self.module.weights[n].offset)
         )
+        groups = {name: group for group in self._together() for name in group}
         for name in ordered:
-            self._place_weight(name, self.module.weights[name])
+            group = groups.get(name, [name])
+            if len(group) == 1:
+                self._place_weight(name)
+            elif name == group[0]:
+                self._place_group(group)
+        self.sources.sort(key=lambda s: (s[1].file, s[1].offset, s[2].first))
 
-    def _place_weight(self, name: str, source: WeightSource) -> None:
+    def _together(self) -> list[list[str]]:
+        """Weights that one ``project`` reads and that may lie side by side in the same buffers, so
+        that it reads them as one: those that are repacked, of one dtype."""
+        lists: list[list[Node]] = []
+        for graph in self.module.graphs.values():
+            lists += [list(n.inputs[2:]) for n in graph.nodes() if n.op == "project"]
+        found: list[list[str]] = []
+        taken: set[str] = set()
+        for weights in sorted(lists, key=len, reverse=True):
+            names = list(dict.fromkeys(w.name for w in weights))
+            storage = self.target.storage[weights[0].dtype.name]
+            assert not isinstance(storage, NotYet)
+            alike = len({w.dtype for w in weights}) == 1 and not storage.direct
+            if len(names) > 1 and alike and not taken & set(names):
+                size = sum(self.module.weights[name].length for name in names)
+                if size <= self.options.max_binding:
+                    found.append(names)
+                    taken |= set(names)
+        return found
+
+    def _place_group(self, names: list[str]) -> None:
+        sources = [self.module.weights[name] for name in names]
+        storage = self.target.storage[sources[0].dtype.name]
+        assert not isinstance(storage, NotYet)
+        row_units = sources[0].shape[1] // sources[0].dtype.block
+        rows = sum(source.shape[0] for source in sources)
+        buffers = []
+        for plane in storage.planes:
+            buffers.append("+".join(names) + plane.suffix)
+            size = rows * row_units * plane.unit_bytes
+            self._buffer(buffers[-1], "weight", size, sources[0].dtype.name)
+        base = 0
+        for name, source in zip(names, sources, strict=True):
+            part = Part(0, source.shape[0], tuple(buffers), base)
+            self.sources.append((name, source, part, row_units))
+            self.operands[name] = Operand(source.dtype, source.shape, (part,))
+            base += source.shape[0]
+
+    def _place_weight(self, name: str) -> None:
+        source = self.module.weights[name]
         storage = self.target.storage[source.dtype.name]
         assert not isinstance(storage, NotYet)
         rows = source.shape[0] if source.shape else 1
@@ -226,7 +276,11 @@ class _Compilation:
                 continue
             self._staging()
             launches = self.target.repack(
-                source.dtype, plans.STAGING, part.buffers, self.first, self.count
+                source.dtype,
+                plans.STAGING,
+                part.buffers,
+                binary("+", self.first, part.base * row_units),
+                self.count,
             )
             out.append(
                 Weight(name, place, unit, "", tuple(self._dispatch(x, x.buffers) for x in launches))

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fanlight.errors import GraphError
-from fanlight.ir.graph import Graph, Node
+from fanlight.ir.fused import define
+from fanlight.ir.graph import Graph, Node, topological
+from fanlight.ir.ops import OPS
 from fanlight.shapes import evaluate
 
 if TYPE_CHECKING:
@@ -52,9 +54,28 @@ class Interpreter:
         """The outputs by name; applies the updates afterwards."""
         values: dict[Node, Array] = {}
         for node in graph.nodes():
-            values[node] = self._node(node, [values[x] for x in node.inputs], feeds, dims)
+            self._into(values, node, feeds, dims)
         self.states |= {name: values[node] for name, node in graph.updates.items()}
         return {name: values[node] for name, node in graph.outputs.items()}
+
+    def _into(
+        self,
+        values: dict[Node, Array],
+        node: Node,
+        feeds: Mapping[str, Array],
+        dims: Mapping[str, int],
+    ) -> None:
+        """Adds the value of ``node``; a fused op's is that of its definition."""
+        fused = node.inputs[0] if node.op == "after" else node
+        if OPS[fused.op].family != "fused":
+            values[node] = self._node(node, [values[x] for x in node.inputs], feeds, dims)
+            return
+        meant = define(fused.op, fused.inputs, fused.attrs)
+        root = meant.changed[node.attrs["input"]] if node is not fused else meant.value
+        for inner in topological([root]):
+            if inner not in values:
+                self._into(values, inner, feeds, dims)
+        values[node] = values[root]
 
     def _node(
         self, node: Node, args: list[Array], feeds: Mapping[str, Array], dims: Mapping[str, int]

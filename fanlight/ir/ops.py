@@ -2,7 +2,8 @@
 
 The meaning of each op is in ``interpreter.py``, keyed by the same names; each target's table is
 total over this list (tests hold both). Elementwise ops broadcast as numpy does. Matrix products
-take the second operand transposed, ``[N, K]``, as checkpoints store it.
+take the second operand transposed, ``[N, K]``, as checkpoints store it. Fused ops are defined by
+plain ones, in ``fused.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fanlight.ir.graph import Node, Shape, type_text
 from fanlight.shapes import Expr, Size, maximum, product
 
 AttrKind = Literal["int", "float", "bool", "str", "size", "sizes", "ints", "dtype", "bytes"]
-Family = Literal["leaf", "elementwise", "movement", "reduction", "block"]
+Family = Literal["leaf", "elementwise", "movement", "reduction", "block", "fused"]
 Result = tuple[DType, Shape]
 RuleFunction = Callable[[tuple[Node, ...], dict[str, Any]], Result]
 
@@ -26,13 +27,15 @@ RuleFunction = Callable[[tuple[Node, ...], dict[str, Any]], Result]
 @dataclass(frozen=True, slots=True)
 class Op:
     """``arity`` is -1 for one or more inputs. ``rule`` raises GraphError or gives dtype and
-    shape."""
+    shape. ``changes``: numbers of inputs, states, that it changes in place; ``after`` is one of
+    them afterwards."""
 
     name: str
     family: Family
     arity: int
     rule: RuleFunction
     attrs: dict[str, AttrKind] = field(default_factory=dict)
+    changes: tuple[int, ...] = ()
 
 
 def apply(op: str, *inputs: Node, **attrs: Any) -> Node:
@@ -283,7 +286,28 @@ def _attention(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     return dtypes.f32, (q.shape[0], heads * depth)
 
 
+# --- fused: defined by plain ops
+
+
+def _fused(op: str) -> RuleFunction:
+    def rule(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
+        from fanlight.ir.fused import define
+
+        value = define(op, inputs, attrs).value
+        return value.dtype, value.shape
+
+    return rule
+
+
+def _after(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
+    node, number = inputs[0], attrs["input"]
+    if number not in OPS[node.op].changes:
+        raise GraphError("an input that the op doesn't change", where="after", got=number)
+    return node.inputs[number].dtype, node.inputs[number].shape
+
+
 _REDUCE: dict[str, AttrKind] = {"axes": "ints", "keep": "bool"}
+_ATTENTION: dict[str, AttrKind] = {"start": "size", "scale": "float"}
 _NAMED: dict[str, AttrKind] = {"name": "str", "dtype": "dtype", "shape": "sizes"}
 
 _ROWS = (
@@ -308,7 +332,19 @@ _ROWS = (
     Op("matmul", "block", 2, _matmul),
     Op("rms_norm", "block", 2, _rms_norm, {"eps": "float"}),
     Op("rope", "movement", 3, _rope, {"start": "size", "interleaved": "bool"}),
-    Op("attention", "block", 3, _attention, {"start": "size", "scale": "float"}),
+    Op("attention", "block", 3, _attention, _ATTENTION),
+    Op("project", "fused", -1, _fused("project"), {"eps": "float"}),
+    Op("swiglu", "fused", 4, _fused("swiglu"), {"eps": "float"}),
+    Op("matmul_add", "fused", 3, _fused("matmul_add")),
+    Op(
+        "attend",
+        "fused",
+        -1,
+        _fused("attend"),
+        {**_ATTENTION, "interleaved": "bool", "eps": "float"},
+        changes=(1, 2),
+    ),
+    Op("after", "movement", 1, _after, {"input": "int"}),
 )
 
 OPS: dict[str, Op] = {row.name: row for row in _ROWS}

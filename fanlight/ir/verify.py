@@ -33,21 +33,28 @@ def verify_graph(graph: Graph, after: str = "build") -> None:
 
 def _verify_updates(graph: Graph, after: str) -> None:
     for name, node in graph.updates.items():
-        base = node
-        while base.op == "update":
-            base = base.inputs[0]
-        if node.op == "update" and (base.op != "state" or base.name != name):
+        base = changed(node)
+        if base is not node and (base.op != "state" or base.name != name):
             raise GraphError(
                 "an update op must start at the state that it ends in",
                 where=f"after {after}, graph {graph.name}, state {name}",
             )
     ends: set[Node] = set(graph.updates.values())
+    kept = {(n.inputs[0], n.attrs["input"]) for n in ends if n.op == "after"}
     for node in graph.nodes():
-        if node.op == "update" and node not in ends:
+        lost = any((node, number) not in kept for number in OPS[node.op].changes)
+        if lost or (node.op in ("update", "after") and node not in ends):
             raise GraphError(
                 "the result of an update op must be a state's update",
                 where=f"after {after}, graph {graph.name}",
             )
+
+
+def changed(node: Node) -> Node:
+    """What ``node`` is a later value of: the state at which its changes in place began."""
+    while node.op in ("update", "after"):
+        node = node.inputs[0] if node.op == "update" else node.inputs[0].inputs[node.attrs["input"]]
+    return node
 
 
 def verify_module(module: Module, after: str = "build") -> None:

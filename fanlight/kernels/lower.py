@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from fanlight.dtypes import DType
 from fanlight.errors import GraphError, UnsupportedError
 from fanlight.ir.graph import LEAVES, Graph, Node
-from fanlight.ir.ops import ELEMENTWISE
+from fanlight.ir.ops import ELEMENTWISE, OPS
+from fanlight.ir.verify import changed
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import Expr, apply, extent, integer
@@ -26,6 +27,7 @@ from fanlight.shapes import Size, product
 
 Index = tuple[Expr, ...]
 MAX_LOADS = 6  # of 8 storage buffers per stage, one is the output and one a device dim's state
+_IN_PLACE = ("update", "after")  # their value is a state's buffer
 _FUSIBLE = ("f32", "i32", "u32", "bool")  # narrower values are stored, so that they are rounded
 
 
@@ -91,16 +93,17 @@ class _Lowering:
             name = names.get(node)
             if node in states:
                 name = states[node]
-                if node.op != "update" and last_read.get(name, -1) >= number:
+                if node.op not in _IN_PLACE and last_read.get(name, -1) >= number:
                     late.append((self._temporary(node), name, node))
                     name = late[-1][0]
             if node.op == "reshape" and name is None and self._operand_of_view(node):
                 continue
             if name is None:
                 name = self._temporary(node)
-            elif node.op != "update":
+            elif node.op not in _IN_PLACE:
                 self.place[node] = _plain(node, name)
-            self._store(node, name)
+            if node.op != "after":  # the node that it follows has stored it
+                self._store(node, name)
         for temporary, name, node in late:
             self._copy(node, temporary, name)
         done = {name for _, name, _ in late} | self.copied
@@ -183,7 +186,9 @@ class _Lowering:
 
     @staticmethod
     def _kernel_inputs(node: Node) -> tuple[Node, ...]:
-        return node.inputs[1:] if node.op == "update" else node.inputs
+        """But for what ``node`` changes in place."""
+        changes = (0,) if node.op == "update" else OPS[node.op].changes
+        return tuple(x for i, x in enumerate(node.inputs) if i not in changes)
 
     def _last_reads(self) -> dict[str, int]:
         """State name → number of the last stored node whose kernel reads the state's old value."""
@@ -192,13 +197,16 @@ class _Lowering:
         for number, node in enumerate(self.nodes):
             if node not in self.stored or node.op in LEAVES:
                 continue
-            for x in (*self._loads(node, self.stored), *self._kernel_inputs(node)):
+            if node.op == "after":
+                continue
+            inputs = self._kernel_inputs(node)
+            for x in (*self._loads(node, self.stored), *inputs):
                 while x.op == "reshape" and x not in roots:  # a view of the state's own buffer
                     x = x.inputs[0]
                 if x.op == "state":
                     last[x.name] = number
         for name, node in self.graph.updates.items():
-            if node.op == "update" and name in last:
+            if node.op in _IN_PLACE and name in last:
                 raise GraphError(
                     "a state is read beside its update op", where=f"{self.graph.name}, {name}"
                 )
@@ -248,11 +256,8 @@ class _Lowering:
             self.place[node] = _plain(node, self.constant(node))
         elif node.op in ("input", "state"):
             self.place[node] = _plain(node, node.name)
-        elif node.op == "update":
-            base = node
-            while base.op == "update":
-                base = base.inputs[0]
-            self.place[node] = _plain(node, base.name)
+        elif node.op in _IN_PLACE:
+            self.place[node] = _plain(node, changed(node).name)
         elif not self._operand_of_view(node):
             raise AssertionError(f"{node} is not stored")
         return self.place[node]

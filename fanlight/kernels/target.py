@@ -17,6 +17,7 @@ from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.shapes import Size
 
+SUBGROUPS = "subgroups"
 CPU = "cpu"  #: among a device's features, though WebGPU knows none such: the adapter is a CPU
 
 
@@ -43,12 +44,13 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows ``[first, first + rows)`` of axis 0, in one buffer for each plane. Plain values have one
-    part."""
+    """Rows ``[first, first + rows)`` of axis 0, in one buffer for each plane, where they follow
+    ``base`` rows of other weights. Plain values have one part and no base."""
 
     first: int
     rows: Size
     buffers: tuple[str, ...]
+    base: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from fanlight.runtime.gpu_device import (
     features_of,
     find_adapter,
     import_wgpu,
+    own_names,
     probe,
 )
 from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
@@ -85,7 +86,7 @@ async def load(
         )
     with device_errors("the GPU gave no device"):
         device = found.request_device_sync(
-            required_features=sorted(wanted), required_limits=dict(found.limits)
+            required_features=own_names(wanted), required_limits=dict(found.limits)
         )
     session = GpuSession(plan, device, adapter_name(found))
     try:

@@ -5,7 +5,7 @@ wgpu is imported when first asked for. Knows nothing of plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +69,18 @@ def adapter_name(adapter: Any) -> str:
     return str(adapter.info["device"]) or "unnamed adapter"
 
 
+_OWN_NAMES = {"subgroups": "subgroup"}  # the plan's name → wgpu's
+
+
 def features_of(adapter: Any) -> set[str]:
-    """Names as the plan spells them; wgpu-native says ``subgroup``."""
-    return {"subgroups" if f == "subgroup" else f for f in adapter.features}
+    """Names as the plan spells them."""
+    plan_names = {own: name for name, own in _OWN_NAMES.items()}
+    return {plan_names.get(f, f) for f in adapter.features}
+
+
+def own_names(features: Iterable[str]) -> list[str]:
+    """The plan's names of features as wgpu spells them."""
+    return sorted(_OWN_NAMES.get(f, f) for f in features)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ TEMPLATES: dict[str, Entry] = {
     "rms_norm": norm.rule,
     "attention": attention.rule,
     "argmax": argmax.rule,
+    **dict.fromkeys(("project", "swiglu", "matmul_add", "attend"), NotYet("no fused kernel")),
 }
 
 

@@ -30,9 +30,7 @@ def rule(
     rows, heads, depth = q.shape
     groups = k.shape[1]
     assert isinstance(heads, int) and isinstance(depth, int) and isinstance(groups, int)
-    if k.dtype.name not in _CACHES or v.dtype.name not in _CACHES or depth % 4 or depth > 256:
-        got = f"{k.dtype} and {v.dtype}, {depth} elements a head"
-        raise UnsupportedError("no attention over such a cache", where="attention", got=got)
+    check(k, v)
     start: Size = attrs["start"]
     if CPU in context.features:
         return [on_cpu.attention(q, k, v, output, start, attrs["scale"])]
@@ -50,6 +48,15 @@ def rule(
     buffers = (q.buffer, k.buffer, v.buffer, output.buffer)
     grid = text.fold_grid(binary("*", ceildiv(rows, together), heads))
     return [WgslLaunch(kernel, buffers, grid)]
+
+
+def check(k: Operand, v: Operand) -> None:
+    """Raises UnsupportedError for caches of other dtypes or heads of other sizes."""
+    depth = k.shape[2]
+    known = isinstance(depth, int) and depth % 4 == 0 and depth <= 256
+    if k.dtype.name not in _CACHES or v.dtype.name not in _CACHES or not known:
+        got = f"{k.dtype} and {v.dtype}, {depth} elements a head"
+        raise UnsupportedError("no attention over such a cache", where="attention", got=got)
 
 
 @dataclass(frozen=True, slots=True)

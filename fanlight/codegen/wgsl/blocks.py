@@ -79,18 +79,20 @@ _Q6 = """fn six(low: vec4<f32>, high: u32) -> vec4<f32> { // four bits and two
   let two = (vec4<u32>(high) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(3u);
   return low + vec4<f32>(two * 16u) - 32.0;
 }
-fn q6_scale(unit: u32, i: u32) -> f32 {
+"""
+_Q6_SCALE = """fn q6_scale(unit: u32, i: u32) -> f32 {
   let word = P0[unit * 13u + 12u][i >> 2u];
   return f32(extractBits(bitcast<i32>(word), (i & 3u) * 8u, 8u));
 }
 """
-_HELPERS = {
+HELPERS = {
     "half_of(": _F16,
     "low4(": _NIBBLES,
     "high4(": "",
     "signed4(": _BYTES,
     "k4_scale(": _K4,
     "six(": _Q6,
+    "q6_scale(": _Q6_SCALE,
 }
 
 _BFLOATS = """vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u)"""
@@ -268,7 +270,7 @@ def dotter(dtype: DType, name: str, first: int, quads: str) -> str:
 
 
 def _with_helpers(code: str) -> str:
-    return "".join(text for call, text in _HELPERS.items() if call in code) + code
+    return "".join(text for call, text in HELPERS.items() if call in code) + code
 
 
 def _finish(code: str, first: int, quads: str) -> str:

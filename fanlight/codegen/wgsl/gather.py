@@ -55,7 +55,7 @@ def _quads(table: Operand, part: Part, ids: Operand, output: Operand, quads: int
   if (at >= {text.size_u32(product(ids.shape))} * {quads}u) {{ return; }}
   let id = u32(clamp(b0[at / {quads}u], 0, {text.size_i32(table.shape[0])} - 1));
   if (id < {part.first}u || id - {part.first}u >= {text.size_u32(part.rows)}) {{ return; }}
-  b{1 + len(planes)}[at] = table_quad(id - {part.first}u, at % {quads}u);"""
+  b{1 + len(planes)}[at] = table_quad(id - {part.first}u + {part.base}u, at % {quads}u);"""
     kernel = text.kernel(
         f"gather_{table.dtype}",
         blocks.reader(table.dtype, "table", 1, f"{quads}u") + text.entry(THREADS, body),

@@ -1,9 +1,8 @@
 """y = x @ w.T: x f32 [..., K], w [N, K] of any stored dtype, y f32 [..., N]; sums in f32.
 
-One row of x: lanes step along rows of w, several rows in a workgroup, one barrier (no subgroup
-operations: any subgroup size is right). More rows: tiles in workgroup memory, each weight
-dequantised once for 32 rows of x. A weight in several parts takes one dispatch for each. Rows of
-plain floats whose length is no multiple of 4, or unknown, take the plain loop form.
+One row of x: ``matvec.py``. More rows: tiles in workgroup memory, each weight dequantised once for
+32 rows of x. A weight in several parts takes one dispatch for each. Rows of plain floats whose
+length is no multiple of 4, or unknown, take the plain loop form.
 """
 
 from __future__ import annotations
@@ -11,21 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fanlight.codegen.wgsl import blocks, on_cpu, text
+from fanlight.codegen.wgsl import blocks, matvec, on_cpu, text
 from fanlight.codegen.wgsl import loops as wgsl_loops
+from fanlight.codegen.wgsl.matvec import Segment
 from fanlight.kernels import loops
-from fanlight.kernels.launch import Binding, Launch, WgslKernel, WgslLaunch
+from fanlight.kernels.launch import Launch, WgslKernel, WgslLaunch
 from fanlight.kernels.loops import Expr, apply, extent
-from fanlight.kernels.target import CPU, Context, Operand, Part
-from fanlight.shapes import Size, ceildiv, maximum, product
+from fanlight.kernels.target import CPU, SUBGROUPS, Context, Operand
+from fanlight.shapes import Size, ceildiv, product
 
-VECTOR_THREADS = 64
 TILE_M, TILE_N, TILE_QUADS = 32, 64, 8  # 32 x 64 outputs, 32 elements of K at a time
 TILE_THREADS = 128
 _PAD = TILE_QUADS + 1  # quads from row to row in workgroup memory: no bank conflicts
-
-_X = Binding("array<vec4<f32>>", "read")
-_Y = Binding("array<f32>", "read_write")
 
 
 def rule(
@@ -33,19 +29,31 @@ def rule(
 ) -> list[Launch]:
     """One launch for each part of w. UnsupportedError for a w that isn't of floats or blocks."""
     x, w = inputs
-    rows, n, k = product(x.shape[:-1]), w.shape[0], w.shape[1]
+    rows, k = product(x.shape[:-1]), w.shape[1]
     blocks.row_of(w.dtype, "matmul")
     if not isinstance(k, int) or k % 4:
         return [_loop(x, w, output, rows)]
+    return products(x, [w], output, context)
+
+
+def products(
+    x: Operand, weights: list[Operand], output: Operand, context: Context, residual: str = ""
+) -> list[Launch]:
+    """The products by several weights, side by side in ``output``, plus ``residual`` (a buffer of
+    its shape). Rows are multiples of 4 elements."""
+    rows, k = product(x.shape[:-1]), x.shape[-1]
+    assert isinstance(k, int) and k % 4 == 0
+    if rows == 1 and CPU not in context.features:
+        around = matvec.Surroundings(residual=residual)
+        subgroups = SUBGROUPS in context.features
+        return [*matvec.launches(x.buffer, weights, output.buffer, around, subgroups)]
+    width = output.shape[-1]
     launches: list[Launch] = []
-    for part in w.parts:
-        if CPU in context.features:
-            kernel, grid = on_cpu.matmul(w, part, rows, n, k)
-        elif rows == 1:
-            kernel, grid = _vector(w, part, k)
-        else:
-            kernel, grid = _tiled(w, part, rows, n, k)
-        buffers = (x.buffer, *part.buffers, output.buffer)
+    make = on_cpu.matmul if CPU in context.features else _tiled
+    extra = (residual,) if residual else ()
+    for segment in matvec.segments(weights):
+        kernel, grid = make(segment, rows, width, k, bool(residual))
+        buffers = (x.buffer, *extra, *segment.buffers, output.buffer)
         launches.append(WgslLaunch(kernel, buffers, grid))
     return launches
 
@@ -64,67 +72,16 @@ def _loop(x: Operand, w: Operand, output: Operand, rows: Size) -> Launch:
     return wgsl_loops.launch(kernel, (x.buffer, w.buffer, output.buffer))
 
 
-def _bindings(w: Operand) -> tuple[Binding, ...]:
-    return (_X, *blocks.bindings(w.dtype), _Y)
-
-
-# --- one row of x
-
-
-def _vector(w: Operand, part: Part, k: int) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
-    """``lanes`` lanes share ``each`` consecutive rows of w; ``teams`` such groups a workgroup."""
-    row = blocks.ROWS[w.dtype.name]
-    spans = k // row.step
-    lanes, each = share(maximum(part.rows), spans)
-    teams = VECTOR_THREADS // lanes
-    quads = text.size_u32(k // 4)
-    kind = f"array<vec4<f32>, {len(row.at)}>"
-    out = f"b{1 + len(row.planes)}"
-    values = ", ".join(f"b0[{at}]" for at in row.at)
-    sums = "\n".join(f"    sum{r} += w_dot(first + {r}u, s, x);" for r in range(each))
-    stores = "\n".join(f"  partial[{r}u * {VECTOR_THREADS}u + lane] = sum{r};" for r in range(each))
-    zero = "\n".join(f"  var sum{r} = 0.0;" for r in range(each))
-    body = f"""  let rows = {text.size_u32(part.rows)};
-  let first = ({text.GROUP} * {teams}u + lane / {lanes}u) * {each}u;
-{zero}
-  for (var s = lane % {lanes}u; s < {text.size_u32(k)} / {row.step}u; s += {lanes}u) {{
-    let x = {kind}({values});
-{sums}
-  }}
-{stores}
-  workgroupBarrier();
-  if (lane < {teams * each}u) {{
-    let n = {text.GROUP} * {teams * each}u + lane;
-    let at = (lane % {each}u) * {VECTOR_THREADS}u + (lane / {each}u) * {lanes}u;
-    var total = 0.0;
-    for (var i = 0u; i < {lanes}u; i++) {{ total += partial[at + i]; }}
-    if (n < rows) {{ {out}[{part.first}u + n] = total; }}
-  }}"""
-    memory = f"var<workgroup> partial: array<f32, {VECTOR_THREADS * each}>;\n"
-    code = blocks.dotter(w.dtype, "w", 1, quads) + memory + text.entry(VECTOR_THREADS, body)
-    kernel = text.kernel(f"matvec_{w.dtype}", code, _bindings(w), (k, part.rows))
-    return kernel, text.fold_grid(ceildiv(part.rows, teams * each))
-
-
-def share(rows: int, spans: int) -> tuple[int, int]:
-    """Lanes to a row, and rows to a lane, for ``rows`` rows of ``spans`` spans."""
-    lanes = _power_of_two(spans // 2, 4, VECTOR_THREADS // 2)
-    return lanes, 4 if rows * lanes >= 1 << 17 else 2 if rows * lanes >= 1 << 16 else 1
-
-
-def _power_of_two(value: int, low: int, high: int) -> int:
-    """The largest power of two at most ``value``, inside [low, high]."""
-    return max(low, min(high, 1 << max(0, value.bit_length() - 1)))
-
-
 # --- many rows of x
 
 
 def _tiled(
-    w: Operand, part: Part, rows: Size, n: Size, k: int
+    part: Segment, rows: Size, n: Size, k: int, residual: bool
 ) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
     """Each thread makes 4 x 4 outputs: columns tx + 16 j, rows ty + 8 i of the tile."""
-    out = f"b{1 + len(blocks.ROWS[w.dtype.name].planes)}"
+    first = 2 if residual else 1
+    out = f"b{first + len(part.buffers)}"
+    value = "b1[at] + sum[j]" if residual else "sum[j]"
     quads = text.size_u32(k // 4)
     zero = "\n".join(f"  var sum{i} = vec4<f32>(0.0);" for i in range(4))
     products = "\n".join(
@@ -159,7 +116,8 @@ def _tiled(
     }}
     for (var i = lane; i < {TILE_N * TILE_QUADS}u; i += {TILE_THREADS}u) {{
       let q = k0 + i % {TILE_QUADS}u;
-      let value = w_quad(min(n0 + i / {TILE_QUADS}u, width - 1u), min(q, {quads} - 1u));
+      let row = min(n0 + i / {TILE_QUADS}u, width - 1u) + {part.base}u;
+      let value = w_quad(row, min(q, {quads} - 1u));
       w_tile[(i / {TILE_QUADS}u) * {_PAD}u + i % {TILE_QUADS}u] = value;
     }}
     workgroupBarrier();
@@ -175,11 +133,13 @@ var<workgroup> w_tile: array<vec4<f32>, {TILE_N * _PAD}>;
 fn store(m: u32, n: u32, sum: vec4<f32>) {{
   for (var j = 0u; j < 4u; j++) {{
     if (n + 16u * j < {text.size_u32(part.rows)}) {{
-      {out}[m * {text.size_u32(n)} + {part.first}u + n + 16u * j] = sum[j];
+      let at = m * {text.size_u32(n)} + {part.column}u + n + 16u * j;
+      {out}[at] = {value};
     }}
   }}
 }}
 """
-    code = blocks.reader(w.dtype, "w", 1, quads) + code + text.entry(TILE_THREADS, body)
-    kernel = text.kernel(f"matmul_{w.dtype}", code, _bindings(w), (rows, n, k, part.rows))
+    code = blocks.reader(part.dtype, "w", first, quads) + code + text.entry(TILE_THREADS, body)
+    bound = matvec.bindings(part, residual)
+    kernel = text.kernel(f"matmul_{part.dtype}", code, bound, (rows, n, k, part.rows))
     return kernel, (ceildiv(part.rows, TILE_N), ceildiv(rows, TILE_M), 1)

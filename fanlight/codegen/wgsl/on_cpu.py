@@ -9,8 +9,9 @@ CPU's cores share out.
 from __future__ import annotations
 
 from fanlight.codegen.wgsl import blocks, maths, text
+from fanlight.codegen.wgsl.matvec import Segment, bindings
 from fanlight.kernels.launch import Binding, WgslKernel, WgslLaunch
-from fanlight.kernels.target import Operand, Part
+from fanlight.kernels.target import Operand
 from fanlight.shapes import Size, binary, ceildiv
 
 _THREADS = 16
@@ -21,11 +22,13 @@ _INVOCATION = f"({text.GROUP} * {_THREADS}u + lane)"
 Grid = tuple[Size, Size, Size]
 
 
-def matmul(w: Operand, part: Part, rows: Size, n: Size, k: int) -> tuple[WgslKernel, Grid]:
-    """``rows`` of x times the part's rows of w."""
+def matmul(part: Segment, rows: Size, n: Size, k: int, residual: bool) -> tuple[WgslKernel, Grid]:
+    """``rows`` of x times the part's rows of w, plus the residual that follows x among buffers."""
     together = 1 if rows == 1 else _ROWS
-    row = blocks.ROWS[w.dtype.name]
-    out = f"b{1 + len(row.planes)}"
+    row = blocks.ROWS[part.dtype.name]
+    first = 2 if residual else 1
+    out = f"b{first + len(row.planes)}"
+    value = "b1[at] + sums[j][r]" if residual else "sums[j][r]"
     quads = f"{k // 4}u"
     across = ceildiv(part.rows, _COLUMNS)
     width, count = text.size_u32(part.rows), text.size_u32(rows)
@@ -35,10 +38,10 @@ def matmul(w: Operand, part: Part, rows: Size, n: Size, k: int) -> tuple[WgslKer
         loop = f"""  for (var s = 0u; s < {k // row.step}u; s++) {{
     let x = {kind}({values});
     for (var j = 0u; j < {_COLUMNS}u; j++) {{
-      sums[j].x += w_dot(min(n0 + j, {width} - 1u), s, x);
+      sums[j].x += w_dot(min(n0 + j, {width} - 1u) + {part.base}u, s, x);
     }}
   }}"""
-        code = blocks.dotter(w.dtype, "w", 1, quads)
+        code = blocks.dotter(part.dtype, "w", first, quads)
     else:
         xs = ", ".join(f"b0[x{r} + q]" for r in range(_ROWS))
         places = "\n".join(
@@ -49,11 +52,11 @@ def matmul(w: Operand, part: Part, rows: Size, n: Size, k: int) -> tuple[WgslKer
   for (var q = 0u; q < {quads}; q++) {{
     let x = array<vec4<f32>, {_ROWS}>({xs});
     for (var j = 0u; j < {_COLUMNS}u; j++) {{
-      let value = w_quad(min(n0 + j, {width} - 1u), q);
+      let value = w_quad(min(n0 + j, {width} - 1u) + {part.base}u, q);
       sums[j] += vec4<f32>({dots});
     }}
   }}"""
-        code = blocks.reader(w.dtype, "w", 1, quads)
+        code = blocks.reader(part.dtype, "w", first, quads)
     body = f"""  let n0 = ({_INVOCATION} % {text.size_u32(across)}) * {_COLUMNS}u;
   let m0 = ({_INVOCATION} / {text.size_u32(across)}) * {together}u;
   if (m0 >= {count}) {{ return; }}
@@ -61,16 +64,14 @@ def matmul(w: Operand, part: Part, rows: Size, n: Size, k: int) -> tuple[WgslKer
 {loop}
   for (var r = 0u; r < min({together}u, {count} - m0); r++) {{
     for (var j = 0u; j < min({_COLUMNS}u, {width} - n0); j++) {{
-      {out}[(m0 + r) * {text.size_u32(n)} + {part.first}u + n0 + j] = sums[j][r];
+      let at = (m0 + r) * {text.size_u32(n)} + {part.column}u + n0 + j;
+      {out}[at] = {value};
     }}
   }}"""
-    bindings = (
-        Binding("array<vec4<f32>>", "read"),
-        *blocks.bindings(w.dtype),
-        Binding("array<f32>", "read_write"),
-    )
     code += text.entry(_THREADS, body)
-    kernel = text.kernel(f"matmul_{w.dtype}_cpu", code, bindings, (rows, n, part.rows))
+    kernel = text.kernel(
+        f"matmul_{part.dtype}_cpu", code, bindings(part, residual), (rows, n, part.rows)
+    )
     return kernel, _grid(binary("*", across, ceildiv(rows, together)))
 
 
@@ -113,13 +114,13 @@ def attention(
     code = blocks.reader(k.dtype, "k", 1, f"{quads}u") + blocks.reader(v.dtype, "v", 2, f"{quads}u")
     code += text.entry(_THREADS, body)
     code = maths.functions(code) + code
-    bindings = (
+    bound = (
         Binding("array<vec4<f32>>", "read"),
         *blocks.bindings(k.dtype),
         *blocks.bindings(v.dtype),
         Binding("array<vec4<f32>>", "read_write"),
     )
-    kernel = text.kernel(f"attention_{k.dtype}_cpu", code, bindings, (rows, start, context))
+    kernel = text.kernel(f"attention_{k.dtype}_cpu", code, bound, (rows, start, context))
     buffers = (q.buffer, k.buffer, v.buffer, output.buffer)
     return WgslLaunch(kernel, buffers, _grid(binary("*", rows, heads * parts)))
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fanlight.codegen.wgsl import argmax, attention, gather, loops, matmul, norm, repack
+from fanlight.codegen.wgsl import (
+    argmax,
+    attend,
+    attention,
+    fused,
+    gather,
+    loops,
+    matmul,
+    norm,
+    repack,
+)
 from fanlight.codegen.wgsl.blocks import STORAGE
 from fanlight.dtypes import DType
 from fanlight.kernels.launch import Launch
@@ -20,6 +30,10 @@ TEMPLATES: dict[str, Entry] = {
     "rms_norm": norm.rule,
     "attention": attention.rule,
     "argmax": argmax.rule,
+    "project": fused.project,
+    "swiglu": fused.swiglu,
+    "matmul_add": fused.matmul_add,
+    "attend": attend.rule,
 }
 
 

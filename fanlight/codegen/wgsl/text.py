@@ -36,14 +36,22 @@ def kernel(
     return WgslKernel(name, text, bindings, dims, features)
 
 
-def entry(threads: int, body: str) -> str:
-    """The entry point around ``body``."""
+def entry(threads: int, body: str, subgroups: bool = False) -> str:
+    """The entry point around ``body``; with ``subgroups`` it knows ``sub_lane`` and ``sub_size``
+    (of its subgroup) as well."""
+    more = (
+        """  @builtin(subgroup_invocation_id) sub_lane: u32,
+  @builtin(subgroup_size) sub_size: u32,
+"""
+        if subgroups
+        else ""
+    )
     return f"""@compute @workgroup_size({threads})
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
-) {{
+{more}) {{
 {body.strip(chr(10))}
 }}
 """
@@ -102,6 +110,45 @@ def literal(value: float | bool, scalar: str) -> str:
     if math.isinf(rounded):  # a constant expression may not be infinite
         return f"{'-' if rounded < 0 else ''}bitcast<f32>(infinity_bits)"
     return f"{rounded!r}f"
+
+
+def sums(count: int, threads: int, subgroups: bool) -> tuple[str, str, str]:
+    """Sums of ``sum0``, ``sum1`` … over a workgroup. Returns workgroup memory with the function
+    ``total(i: u32, parts: u32) -> f32``; the statements that lead to it, from uniform control flow;
+    and the expression to pass as ``parts``.
+
+    With ``subgroups`` right for any size of them that divides the workgroup or is larger.
+    """
+    if subgroups:
+        stride, parts = max(1, threads // 4), f"(({threads - 1}u + sub_size) / sub_size)"
+        adds = "\n".join(f"  let all{i} = subgroupAdd(sum{i});" for i in range(count))
+        stores = " ".join(
+            f"partial[{i * stride}u + lane / sub_size] = all{i};" for i in range(count)
+        )
+        memory = f"var<workgroup> partial: array<f32, {count * stride}>;\n"
+        code = f"{adds}\n  if (sub_lane == 0u) {{ {stores} }}\n  workgroupBarrier();"
+    else:
+        stride, parts = 8, "8u"
+        stores = "\n".join(f"  scattered[{i * threads}u + lane] = sum{i};" for i in range(count))
+        memory = f"""var<workgroup> scattered: array<f32, {count * threads}>;
+var<workgroup> partial: array<f32, {count * stride}>;
+"""
+        code = f"""{stores}
+  workgroupBarrier();
+  for (var i = lane; i < {count * stride}u; i += {threads}u) {{
+    let at = (i / {stride}u) * {threads}u + i % {stride}u;
+    var some = 0.0;
+    for (var j = 0u; j < {threads // stride}u; j++) {{ some += scattered[at + j * {stride}u]; }}
+    partial[i] = some;
+  }}
+  workgroupBarrier();"""
+    function = f"""fn total(i: u32, parts: u32) -> f32 {{
+  var all = 0.0;
+  for (var j = 0u; j < parts; j++) {{ all += partial[i * {stride}u + j]; }}
+  return all;
+}}
+"""
+    return memory + function, code, parts
 
 
 def reduction(name: str, scalar: str, threads: int, combine: str) -> str:

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from fanlight.codegen.wgsl import blocks
+from fanlight.codegen.wgsl import blocks, pieces
 from fanlight.dtypes import DTYPES
 from fanlight.kernels.target import NotYet
 from fanlight.plan import DimSpec
@@ -60,7 +60,9 @@ def test_gather_gives_the_dequantised_rows(dtype: str, staging: int, piece: int)
 
 
 @pytest.mark.parametrize("dtype", STORED)
-@pytest.mark.parametrize(("rows", "hint"), [(1, ""), (1, "cpu"), (2, ""), (37, "")])
+@pytest.mark.parametrize(
+    ("rows", "hint"), [(1, ""), (1, "subgroups"), (1, "cpu"), (2, ""), (37, "")]
+)
 def test_matmul_of_every_dtype(dtype: str, rows: int, hint: str) -> None:
     error, _ = product_error(dtype, rows, 197, 768, seed=rows, hint=hint)
     assert error < TOLERANCE
@@ -118,6 +120,9 @@ def test_swapped_nibbles_fail(rows: int, monkeypatch: pytest.MonkeyPatch) -> Non
         span=row.span.replace("low4", "TEMP").replace("high4", "low4").replace("TEMP", "high4"),
     )
     monkeypatch.setitem(blocks.ROWS, "q4_1", wrong)
+    piece = pieces.PIECES["q4_1"]
+    crossed = piece.body.replace("x[0])", "TEMP").replace("x[1])", "x[0])").replace("TEMP", "x[1])")
+    monkeypatch.setitem(pieces.PIECES, "q4_1", replace(piece, body=crossed))
     error, _ = product_error("q4_1", rows, 64, 256, seed=2)
     assert error > 1e-2
 

@@ -1,0 +1,51 @@
+"""Sizes that decide speed and not results, in one place, to be tuned on a device.
+
+Chosen for an H100 (132 multiprocessors, 2.9 TB/s): some 2 MB must be in flight, so every product of
+a decode step starts hundreds of workgroups that each issue all their loads at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A product by one row of x. A workgroup makes ``rows`` rows of the result, halved while there
+    would be fewer than ``groups`` workgroups; its threads, ``least`` to ``most``, go along the rows
+    together in about ``steps`` steps, ``unroll`` at a time. ``wide``: a lane reads whole blocks
+    where it could read single words."""
+
+    rows: int
+    groups: int
+    least: int
+    most: int
+    steps: int
+    unroll: int
+    wide: bool
+
+    def share(self, rows: int, spans: int) -> tuple[int, int]:
+        """Threads, and rows of a workgroup, for ``rows`` rows of ``spans`` spans."""
+        threads = self.least
+        while threads < self.most and threads * self.steps < spans:
+            threads *= 2
+        each = self.rows
+        while each > 1 and rows < each * self.groups:
+            each //= 2
+        return threads, each
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Attention of one row. Positions are split among at most ``splits`` workgroups of ``threads``
+    threads, each with ``chunk`` positions or more, for up to ``together`` heads that share keys."""
+
+    splits: int
+    chunk: int
+    threads: int
+    together: int
+
+
+PRODUCT = Vector(rows=4, groups=256, least=32, most=256, steps=4, unroll=4, wide=False)
+GATED = Vector(rows=2, groups=256, least=32, most=256, steps=4, unroll=4, wide=False)
+DECODE = Decode(splits=32, chunk=64, threads=128, together=4)

@@ -1,0 +1,98 @@
+"""Fused ops, each defined by the plain ops that it stands for.
+
+A definition gives an op's dtype, shape and meaning, and what a target without code for it runs.
+Passes (``fanlight/passes``) make fused ops where a target has code for them.
+
+    project     x, g, w1 … wn → the products of rms_norm(x, g) with each w, side by side
+    swiglu      x, g, w, u → silu(h @ wᵀ) * (h @ uᵀ), h = rms_norm(x, g)
+    matmul_add  x, w, r → r + x @ wᵀ
+    attend      a [T, (H + 2 Hk) D] (queries, keys, values), caches k and v, cos, sin and, where
+                heads have norms, their weights for q and k → attention of the rotated queries over
+                the caches, which it changes: rows start … start + T - 1 become the keys and values
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fanlight.errors import GraphError
+from fanlight.ir.graph import Node
+from fanlight.ir.ops import apply
+from fanlight.shapes import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """``changed``: number of an input that the op changes in place → its new value."""
+
+    value: Node
+    changed: Mapping[int, Node] = field(default_factory=dict)
+
+
+def define(op: str, inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    """What ``op`` stands for; raises GraphError where a rule of a plain op is broken."""
+    return _DEFINITIONS[op](inputs, attrs)
+
+
+def _project(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    if len(inputs) < 3:
+        raise GraphError("wants x, g and products", where="project", got=len(inputs))
+    x, g, *weights = inputs
+    h = apply("rms_norm", x, g, eps=attrs["eps"])
+    products = [apply("matmul", h, w) for w in weights]
+    return Definition(apply("concat", *products, axis=len(x.shape) - 1))
+
+
+def _swiglu(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    x, g, w, u = inputs
+    h = apply("rms_norm", x, g, eps=attrs["eps"])
+    return Definition(apply("mul", apply("silu", apply("matmul", h, w)), apply("matmul", h, u)))
+
+
+def _matmul_add(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    x, w, r = inputs
+    y = apply("matmul", x, w)
+    if r.shape != y.shape:
+        raise GraphError("wants r of the product's shape", where="matmul_add", got=list(r.shape))
+    return Definition(apply("add", r, y))
+
+
+def _attend(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    if len(inputs) not in (5, 7) or len(inputs[0].shape) != 2 or len(inputs[1].shape) != 3:
+        raise GraphError("wants a [T, N], k, v, cos, sin (and two norms)", where="attend")
+    a, k, v, cos, sin, *norms = inputs
+    start = attrs["start"]
+    rows, width = a.shape
+    groups, depth = k.shape[1:]
+    if not (isinstance(width, int) and isinstance(groups, int) and isinstance(depth, int)):
+        raise GraphError("wants known sizes", where="attend")
+    heads = width // depth - 2 * groups
+    if width % depth or heads <= 0:
+        raise GraphError("no whole number of heads", where="attend", got=width, wanted=depth)
+
+    def part(first: int, count: int) -> Node:
+        """``count`` heads from the head ``first``: [T, count, D]."""
+        sizes: tuple[Size, ...] = (rows, count * depth)
+        x = apply("slice", a, starts=(0, first * depth), sizes=sizes)
+        return apply("reshape", x, shape=(rows, count, depth))
+
+    def rotated(x: Node, number: int) -> Node:
+        if norms:
+            x = apply("rms_norm", x, norms[number], eps=attrs["eps"])
+        return apply("rope", x, cos, sin, start=start, interleaved=attrs["interleaved"])
+
+    q = rotated(part(0, heads), 0)
+    new_k = apply("update", k, rotated(part(heads, groups), 1), start=start)
+    new_v = apply("update", v, part(heads + groups, groups), start=start)
+    value = apply("attention", q, new_k, new_v, start=start, scale=attrs["scale"])
+    return Definition(value, {1: new_k, 2: new_v})
+
+
+_DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
+    "project": _project,
+    "swiglu": _swiglu,
+    "matmul_add": _matmul_add,
+    "attend": _attend,
+}

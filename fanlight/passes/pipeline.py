@@ -1,0 +1,41 @@
+"""The passes in their order. Each makes the fused op of its own name, where the target has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fanlight.ir.graph import Graph, Module
+from fanlight.passes import attend, project, residual, swiglu
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """``makes``: the op that the target must have code for."""
+
+    name: str
+    makes: str
+    run: Callable[[Graph], Graph]
+
+
+PASSES = (
+    Pass("fuse norms into products", "project", project.run),
+    Pass("fuse gate and up", "swiglu", swiglu.run),
+    Pass("fuse rope, cache and attention", "attend", attend.run),
+    Pass("fuse residual sums", "matmul_add", residual.run),
+)
+
+
+def run(
+    module: Module,
+    has: Callable[[str], bool],
+    after: Callable[[Module, str], None] = lambda module, name: None,
+) -> Module:
+    """``module`` after all passes whose op the target ``has``. ``after(module, name)`` is called
+    behind each."""
+    for step in PASSES:
+        if has(step.makes):
+            graphs = {name: step.run(graph) for name, graph in module.graphs.items()}
+            module = replace(module, graphs=graphs)
+            after(module, step.name)
+    return module

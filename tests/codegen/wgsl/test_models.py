@@ -1,0 +1,111 @@
+"""Small models compiled for each kind of device, against the interpreter in f64.
+
+Bounds on the logits' NMSE: 1e-9 with f32 caches, 1e-5 with f16. What CPUs that play GPUs run is
+held here beside what real GPUs run, with and without subgroup operations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fanlight import dtypes
+from fanlight.archs import llama
+from fanlight.compiler import CompileOptions, compile_module
+from fanlight.dtypes import DType
+from fanlight.hub.files import LocalFile
+from fanlight.plan import Dispatch, Plan
+from fanlight.runtime import gpu
+from tests import gguf_files, modules
+from tests.modules import Array, Interpreted, build
+
+_WIDE = gguf_files.Model(hidden=256, heads=4, ffn=512)
+MODELS = {
+    "llama q4_0": replace(_WIDE, types={"*": "q4_0"}, tied=False),
+    "llama q4_k": replace(_WIDE, types={"*": "q4_k", "*attn_v*": "q6_k"}),
+    "qwen3 q8_0": gguf_files.Model(arch="qwen3", head_size=32, eps=1e-6),
+}
+VARIANTS = [frozenset[str](), frozenset({"subgroups"}), frozenset({"cpu"})]
+TOKENS = [int(t) for t in np.random.default_rng(5).integers(0, 320, 90)]
+CHUNK = 80  # then one by one, over more positions than a split has
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("models") / "model.gguf"
+    gguf_files.write(file, MODELS[request.param])
+    return file
+
+
+def options(kv: DType) -> llama.Options:
+    return llama.Options(context=192, chunk=CHUNK, max_steps=4, kv=kv)
+
+
+@pytest.fixture(scope="module")
+def wanted(path: Path) -> tuple[Array, list[int]]:
+    """Logits of the steps after the first chunk, and a continuation."""
+    module = build(path, options(dtypes.f32))
+    reference = Interpreted(path, module, precise=True)
+    found = []
+    reference.states["control"] = modules.control(0)
+    reference.run("prefill", {"tokens": np.array(TOKENS[:CHUNK], "i4")}, {"T": CHUNK})
+    for position in range(CHUNK, len(TOKENS)):
+        reference.states["control"] = modules.control(position, TOKENS[position])
+        reference.run("step", {}, {})
+        found.append(reference.states["logits"][0])
+    return np.stack(found), reference.decode(TOKENS[-1], len(TOKENS) - 1, 8)
+
+
+async def _run(plan: Plan, path: Path) -> tuple[Array, list[int]]:
+    session = await gpu.load(plan, {modules.FILE: LocalFile(path)})
+    try:
+        feeds = {
+            "tokens": np.array(TOKENS[:CHUNK], "<i4").tobytes(),
+            "control": modules.control(0).tobytes(),
+        }
+        await session.run("prefill", feeds, {"T": CHUNK})
+        found = []
+        for position in range(CHUNK, len(TOKENS)):
+            feeds = {"control": modules.control(position, TOKENS[position]).tobytes()}
+            await session.run("step", feeds)
+            found.append(np.frombuffer(await session.read("logits"), "<f4"))
+        start = modules.control(len(TOKENS) - 1, TOKENS[-1]).tobytes()
+        await session.run("begin", {"control": start, "stops": modules.no_stops().tobytes()})
+        chosen: list[int] = []
+        async for data in session.repeat("decode", 2, "chosen", {"steps": 4}):
+            chosen += struct.unpack("<4i", data)
+        return np.stack(found), chosen
+    finally:
+        await session.dispose()
+
+
+@pytest.mark.parametrize("kv", [dtypes.f32, dtypes.f16], ids=str)
+@pytest.mark.parametrize("features", VARIANTS, ids=lambda f: "".join(f) or "plain")
+def test_small_models_on_every_kind_of_device(
+    features: frozenset[str], kv: DType, path: Path, wanted: tuple[Array, list[int]]
+) -> None:
+    plan = compile_module(build(path, options(kv)), CompileOptions("webgpu", features))
+    logits, chosen = asyncio.run(_run(plan, path))
+    error = modules.nmse(logits, wanted[0])
+    print(f"NMSE {error:.1e}")
+    assert error <= (1e-9 if kv is dtypes.f32 else 1e-5)
+    assert kv is dtypes.f16 or chosen == wanted[1]
+
+
+def test_a_layer_takes_few_dispatches(tmp_path: Path) -> None:
+    """Six for a Llama, one more where heads have norms, on GPUs."""
+    for name, most in (("llama q4_0", 6), ("qwen3 q8_0", 7)):
+        counts = []
+        for layers in (1, 2):
+            file = tmp_path / f"{name}{layers}.gguf"
+            gguf_files.write(file, replace(MODELS[name], layers=layers))
+            plan = compile_module(
+                build(file, options(dtypes.f16)), CompileOptions("webgpu", VARIANTS[1])
+            )
+            counts.append(sum(isinstance(s, Dispatch) for s in plan.programs["step"]))
+        assert counts[1] - counts[0] == most, name
