@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
 from starlette.applications import Starlette
@@ -41,6 +41,7 @@ from fanlight.server.serving import serving
 from fanlight.text.gguf_tokenizer import tokenizer_from_gguf
 from tests import modules
 
+ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("fanlight", "wllama")
 KINDS = ("prefill", "decode")
 PROMPT_TOKENS, GENERATE = 125, 129

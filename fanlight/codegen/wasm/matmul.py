@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from fanlight import plan as plans
-from fanlight.codegen.wasm import blocks
+from fanlight.codegen.wasm import blocks, dots
 from fanlight.codegen.wasm.dots import DOTS, Dot
 from fanlight.codegen.wasm.encoder import Function
 from fanlight.codegen.wasm.values import Local, Value, Writer, i32, op
@@ -49,7 +49,7 @@ def rule(
             kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled)
             launches.append(WasmLaunch(kernel, (*buffers, scratch), (rows,)))
         elif dot is not None:
-            scratch = context.scratch(threads * (k // row.step * dot.bytes))
+            scratch = context.scratch(threads * (k // row.step * dots.BYTES))
             kernel = WasmKernel(f"matvec_{tag}", 4, 0, partial(shape.dots, dot))
             launches.append(WasmLaunch(kernel, (*buffers, scratch)))
         else:
@@ -99,31 +99,35 @@ class _Shape:
         """Each thread prepares x for itself, then takes groups of rows."""
         w = Writer(function)
         x, weights, y, scratch, tid, threads = w.params
-        steps, wide = self.k // self.row.step, min(dot.together, self.part)
+        steps, wide = self.k // self.row.step, min(dots.ROWS, self.part)
         begin, end = blocks.share(w, i32(-(-self.part // wide)), tid, threads)
         w.return_if(op("i32.ge_s", begin, end))
-        mine = w.let(scratch + tid * (steps * dot.bytes))
-        xs, to = w.let(x), w.let(mine)
-        with w.while_(xs < w.let(x + 4 * self.k)):
+        mine = w.let(scratch + tid * (steps * dots.BYTES))
+        xs, to, x_end = w.let(x), w.let(mine), w.let(x + 4 * self.k)
+        with w.while_(xs < x_end):
             dot.prepare(w, xs, to)
             w.set(xs, xs + 4 * self.row.step)
-            w.set(to, to + dot.bytes)
-        totals = [w.local("v128") for _ in range(wide)]
+            w.set(to, to + dots.BYTES)
+        total = w.local("v128")
         at, row_end = w.local("i32"), w.local("i32")
+        rows = [min(r, wide - 1) * self.stride for r in range(dots.ROWS)]
         with w.for_range(begin, end) as number:
             n = self._first_row(w, number, wide)
             w.set(at, weights + n * self.stride)
             w.set(row_end, at + self.stride)
             w.set(xs, mine)
-            for total in totals:
-                w.set(total, blocks.zero())
+            w.set(total, blocks.zero())
             with w.while_(at < row_end):
-                dot.add(w, at, [r * self.stride for r in range(wide)], xs, totals, self.relaxed)
+                dot.add(w, at, rows, xs, total, self.relaxed)
                 w.set(at, at + self.row.bytes)
-                w.set(xs, xs + dot.bytes)
+                w.set(xs, xs + dots.BYTES)
             to_y = w.let(y + (n << 2))
-            for r, total in enumerate(totals):
-                w.do("f32.store", to_y, blocks.add_lanes(w, total), offset=4 * (self.first + r))
+            if wide == dots.ROWS:
+                w.do("v128.store", to_y, total, offset=4 * self.first, align=4)
+            else:
+                for r in range(wide):
+                    lane = op("f32x4.extract_lane", total, lane=r)
+                    w.do("f32.store", to_y, lane, offset=4 * (self.first + r))
 
     def _first_row(self, w: Writer, number: Value, wide: int) -> Local:
         """Of group ``number`` of ``wide`` rows. The last group overlaps the one before: the same
