@@ -45,15 +45,17 @@ def rule(
         tag = f"{w.dtype}_{part.rows}x{k}_{n}_{part.first}{'_relaxed' if relaxed else ''}"
         buffers = (x.buffer, part.buffers[0], output.buffer)
         if rows != 1:
-            scratch = context.scratch(threads * (shape.panel * k * 4))
-            kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled)
+            each = shape.panel * k * 4
+            scratch = context.scratch(threads * each)
+            kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled, (2,), each)
             launches.append(WasmLaunch(kernel, (*buffers, scratch), (rows,)))
         elif dot is not None:
-            scratch = context.scratch(threads * (k // row.step * dots.BYTES))
-            kernel = WasmKernel(f"matvec_{tag}", 4, 0, partial(shape.dots, dot))
+            each = k // row.step * dots.BYTES
+            scratch = context.scratch(threads * each)
+            kernel = WasmKernel(f"matvec_{tag}", 4, 0, partial(shape.dots, dot), (2,), each)
             launches.append(WasmLaunch(kernel, (*buffers, scratch)))
         else:
-            kernel = WasmKernel(f"matvec_{tag}", 3, 0, shape.vector)
+            kernel = WasmKernel(f"matvec_{tag}", 3, 0, shape.vector, (2,))
             launches.append(WasmLaunch(kernel, buffers))
     return launches
 
