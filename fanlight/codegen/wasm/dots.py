@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fanlight.codegen.wasm import math
 from fanlight.codegen.wasm.blocks import multiply_add
 from fanlight.codegen.wasm.values import Local, Value, Writer, f32, f32x4, i32x4, op, shuffle
 
@@ -141,8 +140,12 @@ def _scales(w: Writer, at: Local, rows: Sequence[int]) -> Local:
     return words
 
 
-def _low_half(w: Writer, words: Local) -> Value:
-    return math.from_f16(w, op("v128.and", words, i32x4(0xFFFF)))
+def _half(words: Value, high: bool = False) -> Value:
+    """The low or the high half of each word, an f16 that is finite, as f32: sign and bits, moved to
+    f32's places, times 2 ** 112."""
+    moved = op("i32x4.shr_s", words if high else op("i32x4.shl", words, 16), 3)
+    bits = op("v128.and", moved, i32x4(0x8FFFE000))
+    return op("f32x4.mul", bits, f32x4(2.0**112))
 
 
 def _add_nibbles(w: Writer, at: Local, rows: Sequence[int], x: Local, skip: int) -> Local:
@@ -164,15 +167,15 @@ def _scaled(w: Writer, d: Value, x: Local, sums: Value, total: Local, relaxed: b
 def _q4_0(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
     sums = _add_nibbles(w, at, rows, x, 2)
     offset = op("v128.load32_splat", x, offset=_SUM, align=4)
-    d = _low_half(w, _scales(w, at, rows))
+    d = _half(_scales(w, at, rows))
     _scaled(w, d, x, op("i32x4.add", sums, offset), total, relaxed)
 
 
 def _q4_1(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
     sums = _add_nibbles(w, at, rows, x, 4)
     scales = _scales(w, at, rows)
-    m = math.from_f16(w, op("i32x4.shr_u", scales, 16))
-    _scaled(w, _low_half(w, scales), x, sums, total, relaxed)
+    m = _half(scales, high=True)
+    _scaled(w, _half(scales), x, sums, total, relaxed)
     whole = op("v128.load32_splat", x, offset=_SUM, align=4)
     w.set(total, multiply_add(relaxed, m, whole, total))
 
@@ -184,7 +187,7 @@ def _q8_0(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, rel
         places = [row + 2 + 8 * i for i in range(4)]
         quants = [op("v128.load8x8_s", at, offset=place, align=1) for place in places]
         sums.append(_sum(w, quants, factors))
-    _scaled(w, _low_half(w, _scales(w, at, rows)), x, _by_row(w, sums), total, relaxed)
+    _scaled(w, _half(_scales(w, at, rows)), x, _by_row(w, sums), total, relaxed)
 
 
 DOTS: dict[str, Dot] = {
