@@ -107,7 +107,7 @@ def app(model: Path, plan: bytes) -> Starlette:
 async def measure(
     base: str, engines: list[str], threads: int, pairs: int, given: list[dict[str, Any]]
 ) -> tuple[dict[str, list[dict[str, Any]]], str]:
-    """Runs of each engine, ``pairs`` after one to warm up, and the browser's version."""
+    """Runs of each engine, ``pairs`` after a first one, and the browser's version."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
     async with chromium.launch(webgpu="none") as context:
         pages = {}
@@ -124,22 +124,23 @@ async def measure(
         for number, prompt in enumerate(given[: pairs + 1]):
             for name in engines:
                 run = await pages[name].evaluate("(prompt) => engine.run(prompt)", prompt)
-                if number:
-                    runs[name].append(run)
+                runs[name].append(run)
                 text = f"  {run['prefill']:8.1f} prefill {run['decode']:7.1f} decode"
-                print(f"{threads} threads  {name:9}{text}{'' if number else '  (warm-up)'}")
+                print(f"{threads} threads  {name:9}{text}{'' if number else '  (first)'}")
     return runs, version
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians and ranges of one number of threads."""
+    """Medians and ranges of one number of threads; the first run, of code that the browser has not
+    optimised yet, stands apart."""
     out: dict[str, Any] = {}
     for name, rows in runs.items():
         out[name] = {"prompt_tokens": rows[0]["prompt_tokens"]}
         for kind in KINDS:
-            values = [row[kind] for row in rows]
+            values = [row[kind] for row in rows[1:]]
             median, low, high = statistics.median(values), min(values), max(values)
             out[name][kind] = [round(v, 2) for v in (low, median, high)]
+            out[name][f"{kind}_first"] = round(rows[0][kind], 2)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Products of one row of x with blocks of 32 weights, four rows of weights at a time: one table.
+"""Products of one row of x with blocks of weights, four rows of weights at a time: one table.
 
 x is rounded once for all rows of weights: 32 elements become int16 with one f32 scale, so that
 ``i32x4.dot_i16x8_s`` multiplies them with the quants as they are. Sums of a block are exact
@@ -15,7 +15,8 @@ from fanlight.codegen.wasm.blocks import multiply_add
 from fanlight.codegen.wasm.values import Local, Value, Writer, f32, f32x4, i32x4, op, shuffle
 
 ROWS = 4  # of weights, taken together
-BYTES = 80  # of 32 prepared elements: int16 in the order of the quants, then:
+GROUP = 32  # elements of x that share a scale
+BYTES = 80  # of a prepared group: int16 in the order of the quants, then:
 _SCALE, _SUM = 64, 68  # f32; what a quant's offset is multiplied with, by dtype
 
 
@@ -24,7 +25,8 @@ class Dot:
     """``prepare(w, x, to)`` writes 32 elements of x as ``BYTES`` bytes.
 
     ``add(w, at, rows, x, total, relaxed)`` adds to the lanes of ``total`` the products of prepared
-    x with one block of each of ``ROWS`` rows, at ``rows`` bytes from ``at``.
+    x with one block of each of ``ROWS`` rows, at ``rows`` bytes from ``at``; a block of 256 takes
+    eight times 32 elements.
     """
 
     prepare: Callable[[Writer, Local, Local], None]
@@ -73,12 +75,14 @@ def _store(w: Writer, to: Local, vectors: Sequence[Value]) -> None:
 def _store_by_nibble(w: Writer, to: Local, halves: Sequence[Local]) -> None:
     """As the nibbles of eight 16-bit words come, lowest first: of word j the elements 2 j,
     2 j + 16, 2 j + 1, 2 j + 17."""
-    vectors = []
-    for first in (0, 1):
-        for a, b in (halves[:2], halves[2:]):
-            lanes = [2 * n + i for n in range(first, 16, 2) for i in (0, 1)]
-            vectors.append(shuffle(a, b, *lanes))
-    _store(w, to, vectors)
+    _store(
+        w, to, [_every_second(half, first) for first in (0, 1) for half in (halves[:2], halves[2:])]
+    )
+
+
+def _every_second(half: Sequence[Local], first: int) -> Value:
+    """Of sixteen int16 in two vectors."""
+    return shuffle(half[0], half[1], *(2 * n + i for n in range(first, 16, 2) for i in (0, 1)))
 
 
 def _prepare_q4_0(w: Writer, x: Local, to: Local) -> None:
@@ -93,7 +97,16 @@ def _prepare_q4_1(w: Writer, x: Local, to: Local) -> None:
     w.do("f32.store", to, op("f32.convert_i32_s", total) * scale, offset=_SUM, align=4)
 
 
-def _prepare_q8_0(w: Writer, x: Local, to: Local) -> None:
+def _prepare_q4_k(w: Writer, x: Local, to: Local) -> None:
+    """The nibbles of a byte belong to two groups of 32: elements 2 j, then 2 j + 1."""
+    halves, total, scale = _rounded(w, x, to)
+    _store(
+        w, to, [_every_second(half, first) for half in (halves[:2], halves[2:]) for first in (0, 1)]
+    )
+    w.do("f32.store", to, op("f32.convert_i32_s", total) * scale, offset=_SUM, align=4)
+
+
+def _prepare_bytes(w: Writer, x: Local, to: Local) -> None:
     halves, _, _ = _rounded(w, x, to)
     _store(w, to, halves)
 
@@ -117,8 +130,13 @@ def _sum(w: Writer, quants: Sequence[Value], factors: Sequence[Local]) -> Local:
     return total
 
 
-def _factors(w: Writer, x: Local) -> list[Local]:
-    return [w.let(op("v128.load", x, offset=16 * i, align=4)) for i in range(4)]
+def _factors(w: Writer, x: Local, group: int = 0) -> list[Local]:
+    places = [BYTES * group + 16 * i for i in range(4)]
+    return [w.let(op("v128.load", x, offset=place, align=4)) for place in places]
+
+
+def _splat(x: Local, place: int, group: int = 0) -> Value:
+    return op("v128.load32_splat", x, offset=BYTES * group + place, align=4)
 
 
 def _by_row(w: Writer, sums: Sequence[Local]) -> Local:
@@ -132,11 +150,11 @@ def _by_row(w: Writer, sums: Sequence[Local]) -> Local:
     return halves(halves(a, c), halves(b, d))
 
 
-def _scales(w: Writer, at: Local, rows: Sequence[int]) -> Local:
-    """The first 32 bits of each row's block."""
-    words = w.let(op("v128.load32_zero", at, offset=rows[0], align=1))
+def _scales(w: Writer, at: Local, rows: Sequence[int], skip: int = 0) -> Local:
+    """32 bits of each row's block, ``skip`` bytes into it."""
+    words = w.let(op("v128.load32_zero", at, offset=rows[0] + skip, align=1))
     for lane, row in enumerate(rows[1:], 1):
-        w.set(words, op("v128.load32_lane", at, words, offset=row, align=1, lane=lane))
+        w.set(words, op("v128.load32_lane", at, words, offset=row + skip, align=1, lane=lane))
     return words
 
 
@@ -158,15 +176,17 @@ def _add_nibbles(w: Writer, at: Local, rows: Sequence[int], x: Local, skip: int)
     return _by_row(w, sums)
 
 
-def _scaled(w: Writer, d: Value, x: Local, sums: Value, total: Local, relaxed: bool) -> None:
-    scale = op("f32x4.mul", d, op("v128.load32_splat", x, offset=_SCALE, align=4))
+def _scaled(
+    w: Writer, d: Value, x: Local, sums: Value, total: Local, relaxed: bool, group: int = 0
+) -> None:
+    scale = op("f32x4.mul", d, _splat(x, _SCALE, group))
     real = op("f32x4.convert_i32x4_s", sums)
     w.set(total, multiply_add(relaxed, real, scale, total))
 
 
 def _q4_0(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
     sums = _add_nibbles(w, at, rows, x, 2)
-    offset = op("v128.load32_splat", x, offset=_SUM, align=4)
+    offset = _splat(x, _SUM)
     d = _half(_scales(w, at, rows))
     _scaled(w, d, x, op("i32x4.add", sums, offset), total, relaxed)
 
@@ -176,7 +196,7 @@ def _q4_1(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, rel
     scales = _scales(w, at, rows)
     m = _half(scales, high=True)
     _scaled(w, _half(scales), x, sums, total, relaxed)
-    whole = op("v128.load32_splat", x, offset=_SUM, align=4)
+    whole = _splat(x, _SUM)
     w.set(total, multiply_add(relaxed, m, whole, total))
 
 
@@ -190,8 +210,83 @@ def _q8_0(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, rel
     _scaled(w, _half(_scales(w, at, rows)), x, _by_row(w, sums), total, relaxed)
 
 
+# --- blocks of 256
+
+
+def _six_bits(packed: Sequence[Local], j: int, which: int) -> Value:
+    """Scale (``which`` 0) or minimum (1) of group j, of each row, from its twelve packed bytes."""
+    words, both = packed[which], packed[2]
+    if j < 4:
+        return op("v128.and", op("i32x4.shr_u", words, 8 * j), i32x4(63))
+    low = op("v128.and", op("i32x4.shr_u", both, 8 * (j - 4) + 4 * which), i32x4(15))
+    high = op("v128.and", op("i32x4.shr_u", words, 8 * (j - 4) + 2), i32x4(48))
+    return op("v128.or", low, high)
+
+
+def _q4_k(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
+    scales = _scales(w, at, rows)
+    factors = [w.let(_half(scales)), w.let(op("f32x4.neg", _half(scales, high=True)))]
+    packed = [_scales(w, at, rows, 4 + 4 * i) for i in range(3)]
+    for pair in range(0, 8, 2):
+        xs = [_factors(w, x, pair + i) for i in (0, 1)]
+        sums: list[list[Local]] = [[], []]
+        for row in rows:
+            quants: list[list[Value]] = [[], []]
+            for part in (0, 16):
+                place = row + 16 + 16 * pair + part
+                nibbles = _nibbles(w, w.let(op("v128.load", at, offset=place, align=1)))
+                for i in (0, 1):
+                    quants[i] += nibbles[i::2]
+            for i in (0, 1):
+                sums[i].append(_sum(w, quants[i], xs[i]))
+        for i in (0, 1):
+            group = pair + i
+            d, m = (
+                op("f32x4.mul", f, op("f32x4.convert_i32x4_s", _six_bits(packed, group, which)))
+                for which, f in enumerate(factors)
+            )
+            _scaled(w, d, x, _by_row(w, sums[i]), total, relaxed, group)
+            w.set(total, multiply_add(relaxed, m, _splat(x, _SUM, group), total))
+
+
+def _q6_k(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
+    """A quant times the scale of its sixteen is an int16 still: at most 32 * 128."""
+    d = w.let(_half(_scales(w, at, rows, 206), high=True))
+    with w.for_range(0, 2) as half:
+        low, high, signs = (w.let(at + (half << n)) for n in (6, 5, 3))
+        xs = w.let(x + half * (4 * BYTES))
+        for quarter in range(4):
+            factors = _factors(w, xs, quarter)
+            sums = [_sum(w, _sixes(w, (low, high, signs), row, quarter), factors) for row in rows]
+            _scaled(w, d, xs, _by_row(w, sums), total, relaxed, quarter)
+
+
+def _sixes(w: Writer, ats: Sequence[Local], row: int, quarter: int) -> list[Value]:
+    """32 scaled quants, as int16; ``ats``: where the half's low bits, high bits and scales are,
+    less their places in the block."""
+    out = []
+    for part in (0, 1):
+        place = row + 32 * (quarter % 2) + 16 * part
+        four = op("v128.load", ats[0], offset=place, align=1)
+        if quarter > 1:
+            four = op("i16x8.shr_u", four, 4)
+        two = op("v128.load", ats[1], offset=row + 128 + 16 * part, align=1)
+        by = 4 - 2 * quarter
+        moved = op("i16x8.shl", two, by) if by > 0 else op("i16x8.shr_u", two, -by)
+        high = op("v128.and", moved, i32x4(0x30303030))
+        quants = op("v128.or", op("v128.and", four, i32x4(0x0F0F0F0F)), high)
+        centred = w.let(op("i8x16.sub", quants, i32x4(0x20202020)))
+        scale = op("i32.load8_s", ats[2], offset=row + 192 + 2 * quarter + part)
+        scales = w.let(op("i16x8.splat", scale))
+        words = [op(f"i16x8.extend_{end}_i8x16_s", centred) for end in ("low", "high")]
+        out += [op("i16x8.mul", word, scales) for word in words]
+    return out
+
+
 DOTS: dict[str, Dot] = {
     "q4_0": Dot(_prepare_q4_0, _q4_0),
     "q4_1": Dot(_prepare_q4_1, _q4_1),
-    "q8_0": Dot(_prepare_q8_0, _q8_0),
+    "q8_0": Dot(_prepare_bytes, _q8_0),
+    "q4_k": Dot(_prepare_q4_k, _q4_k),
+    "q6_k": Dot(_prepare_bytes, _q6_k),
 }

@@ -50,7 +50,7 @@ def rule(
             kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled, (2,), each)
             launches.append(WasmLaunch(kernel, (*buffers, scratch), (rows,)))
         elif dot is not None:
-            each = k // row.step * dots.BYTES
+            each = k // dots.GROUP * dots.BYTES
             scratch = context.scratch(threads * each)
             kernel = WasmKernel(f"matvec_{tag}", 4, 0, partial(shape.dots, dot), (2,), each)
             launches.append(WasmLaunch(kernel, (*buffers, scratch)))
@@ -101,14 +101,14 @@ class _Shape:
         """Each thread prepares x for itself, then takes groups of rows."""
         w = Writer(function)
         x, weights, y, scratch, tid, threads = w.params
-        steps, wide = self.k // self.row.step, min(dots.ROWS, self.part)
+        wide, groups = min(dots.ROWS, self.part), self.row.step // dots.GROUP
         begin, end = blocks.share(w, i32(-(-self.part // wide)), tid, threads)
         w.return_if(op("i32.ge_s", begin, end))
-        mine = w.let(scratch + tid * (steps * dots.BYTES))
+        mine = w.let(scratch + tid * (self.k // dots.GROUP * dots.BYTES))
         xs, to, x_end = w.let(x), w.let(mine), w.let(x + 4 * self.k)
         with w.while_(xs < x_end):
             dot.prepare(w, xs, to)
-            w.set(xs, xs + 4 * self.row.step)
+            w.set(xs, xs + 4 * dots.GROUP)
             w.set(to, to + dots.BYTES)
         total = w.local("v128")
         at, row_end = w.local("i32"), w.local("i32")
@@ -122,7 +122,7 @@ class _Shape:
             with w.while_(at < row_end):
                 dot.add(w, at, rows, xs, total, self.relaxed)
                 w.set(at, at + self.row.bytes)
-                w.set(xs, xs + dots.BYTES)
+                w.set(xs, xs + groups * dots.BYTES)
             to_y = w.let(y + (n << 2))
             if wide == dots.ROWS:
                 w.do("v128.store", to_y, total, offset=4 * self.first, align=4)

@@ -205,7 +205,7 @@ def _code(launch: Launch) -> bytes:
     return function.body()
 
 
-@pytest.mark.parametrize(("rows", "dtype"), [(1, "q4_k"), (1, "q6_k"), (2, "q4_0"), (2, "q4_1")])
+@pytest.mark.parametrize(("rows", "dtype"), [(2, "q4_k"), (2, "q6_k"), (2, "q4_0"), (2, "q4_1")])
 def test_swapped_nibbles_fail(dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., Any] = blocks.nibbles
     monkeypatch.setattr(blocks, "nibbles", lambda *args: tuple(reversed(real(*args))))
@@ -218,28 +218,29 @@ def test_swapped_nibbles_fail(dtype: str, rows: int, monkeypatch: pytest.MonkeyP
 def test_x_of_any_size(dtype: str, size: float) -> None:
     """Blocks of very different sizes side by side, and one of zeros."""
     rng = np.random.default_rng(6)
-    raw, w = stored(dtype, 5, 128, rng)
-    x = rng.standard_normal((1, 128)).astype("f4") * np.float32(size)
+    raw, w = stored(dtype, 5, 256, rng)
+    x = rng.standard_normal((1, 256)).astype("f4") * np.float32(size)
     x[0, 32:64] *= np.float32(1e-3)
     x[0, 64:96] = 0
     bench = Bench()
-    inputs = [bench.value("x", x, "f32"), bench.value("w", raw, dtype, (5, 128))]
+    inputs = [bench.value("x", x, "f32"), bench.value("w", raw, dtype, (5, 256))]
     launches = bench.op("matmul", inputs, bench.empty("y", "f32", (1, 5)))
     close(f32(bench.run(launches, ["y"])[0], (1, 5)), rounded(x), w)
 
 
 @pytest.mark.parametrize("dtype", sorted(dots.DOTS))
-@pytest.mark.parametrize("part", ["x", "rows"])
+@pytest.mark.parametrize("part", ["_store", "_by_row", "_sum"])
 def test_another_order_fails(dtype: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of prepared x's vectors, or of the rows of weights, in the form for one row."""
-    name = "_store" if part == "x" else "_by_row"
-    real: Callable[..., Any] = getattr(dots, name)
+    """Of prepared x's vectors, of rows of weights, of quants, in the form for one row."""
+    real: Callable[..., Any] = getattr(dots, part)
 
-    def swapped(*args: Any) -> Any:
-        first, second, *others = args[-1]
-        return real(*args[:-1], [second, first, *others])
+    def swapped(w: Writer, *args: Any) -> Any:
+        *others, last = args if part != "_sum" else args[::-1]
+        first, second, *rest = last
+        found = [*others, [second, first, *rest]]
+        return real(w, *(found if part != "_sum" else found[::-1]))
 
-    monkeypatch.setattr(dots, name, swapped)
+    monkeypatch.setattr(dots, part, swapped)
     with pytest.raises(AssertionError):
         Product(dtype, 1, 37, 512).check()
 
