@@ -98,11 +98,12 @@ class _Shape:
             w.do("f32.store", y + (n << 2), total_all, offset=4 * self.first)
 
     def dots(self, dot: Dot, function: Function) -> None:
-        """Each thread prepares x for itself, then takes groups of rows."""
+        """Each thread prepares x for itself, then takes groups of rows. The rows of a group lie
+        far from each other, so that memory is read as four streams: processors fetch each ahead."""
         w = Writer(function)
         x, weights, y, scratch, tid, threads = w.params
-        wide, groups = min(dots.ROWS, self.part), self.row.step // dots.GROUP
-        begin, end = blocks.share(w, i32(-(-self.part // wide)), tid, threads)
+        groups, count = self.row.step // dots.GROUP, -(-self.part // dots.ROWS)
+        begin, end = blocks.share(w, i32(count), tid, threads)
         w.return_if(op("i32.ge_s", begin, end))
         mine = w.let(scratch + tid * (self.k // dots.GROUP * dots.BYTES))
         xs, to, x_end = w.let(x), w.let(mine), w.let(x + 4 * self.k)
@@ -110,12 +111,12 @@ class _Shape:
             dot.prepare(w, xs, to)
             w.set(xs, xs + 4 * dots.GROUP)
             w.set(to, to + dots.BYTES)
-        total = w.local("v128")
-        at, row_end = w.local("i32"), w.local("i32")
-        rows = [min(r, wide - 1) * self.stride for r in range(dots.ROWS)]
-        with w.for_range(begin, end) as number:
-            n = self._first_row(w, number, wide)
-            w.set(at, weights + n * self.stride)
+        total, row_end = w.local("v128"), w.local("i32")
+        # The last streams overlap where rows are no multiple of four: the same sums again.
+        firsts = [min(r * count, self.part - count) for r in range(dots.ROWS)]
+        rows = [first * self.stride for first in firsts]
+        at = w.let(weights + begin * self.stride)
+        with w.for_range(begin, end) as n:
             w.set(row_end, at + self.stride)
             w.set(xs, mine)
             w.set(total, blocks.zero())
@@ -124,12 +125,9 @@ class _Shape:
                 w.set(at, at + self.row.bytes)
                 w.set(xs, xs + groups * dots.BYTES)
             to_y = w.let(y + (n << 2))
-            if wide == dots.ROWS:
-                w.do("v128.store", to_y, total, offset=4 * self.first, align=4)
-            else:
-                for r in range(wide):
-                    lane = op("f32x4.extract_lane", total, lane=r)
-                    w.do("f32.store", to_y, lane, offset=4 * (self.first + r))
+            for lane, first in enumerate(firsts):
+                offset = 4 * (self.first + first)
+                w.do("v128.store32_lane", to_y, total, offset=offset, align=4, lane=lane)
 
     def _first_row(self, w: Writer, number: Value, wide: int) -> Local:
         """Of group ``number`` of ``wide`` rows. The last group overlaps the one before: the same
