@@ -1,9 +1,9 @@
 """y = x @ w.T: x f32 [..., K], w [N, K] of any stored dtype, y f32 [..., N]; sums in f32.
 
 One row of x: each thread streams its rows of w once; blocks that ``dots.py`` knows are multiplied
-with prepared x, a few rows at a time, others dequantised in registers. More rows: panels of up to
-four rows of w are dequantised into the thread's scratch and multiplied with two rows of x at a
-time. Threads share out rows of w, so that every output is summed in one order, at any number of
+with x rounded to int16, four rows at a time, others dequantised in registers. More rows: panels of
+up to four rows of w are dequantised into the thread's scratch and multiplied with two rows of x at
+a time. Threads share out rows of w, so that every output is summed in one order, at any number of
 threads.
 """
 
