@@ -19,6 +19,7 @@ from fanlight.ir.verify import verify_module
 from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
 from fanlight.kernels.lower import Lowered, buffer_bytes, lower
 from fanlight.kernels.memory import assign
+from fanlight.kernels.schedule import by_depth
 from fanlight.kernels.target import Context, NotYet, Operand, Part, Target
 from fanlight.passes import pipeline
 from fanlight.plan import (
@@ -37,6 +38,7 @@ from fanlight.shapes import Dim, Operation, Size, binary, ceildiv, product
 TARGETS = ("webgpu", "wasm")
 STAGING_BYTES = 1 << 20
 _MAX_UNITS = 1 << 30
+_REST = 4  # launches on WebAssembly before a slot is used anew: no barrier for its sake
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +232,13 @@ class _Compilation:
         return self._assign_slots(lowered)
 
     def _assign_slots(self, lowered: Lowered) -> tuple[Step, ...]:
-        touched = [launch.buffers for launch in lowered.launches]
-        place, sizes = assign(touched, lowered.temporaries)
+        launches, rest = lowered.launches, 0
+        if self.options.target == "wasm":
+            dims = {d.dim.name: d.state for d in self.module.device_dims}
+            launches = by_depth(launches, dims)
+            rest = _REST
+        touched = [launch.buffers for launch in launches]
+        place, sizes = assign(touched, lowered.temporaries, rest)
         for number, size in enumerate(sizes):
             if number == len(self.slots):
                 self.slots.append(0)
@@ -242,7 +249,7 @@ class _Compilation:
         names = {temporary: f"arena.{slot}" for temporary, slot in place.items()}
         return tuple(
             self._dispatch(launch, tuple(names.get(b, b) for b in launch.buffers))
-            for launch in lowered.launches
+            for launch in launches
         )
 
     def _programs(self, graphs: dict[str, tuple[Step, ...]]) -> dict[str, tuple[Step, ...]]:

@@ -10,7 +10,7 @@ kernel, so the name says everything that the code depends on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -41,15 +41,29 @@ class WgslKernel:
     features: tuple[str, ...] = ()
 
 
+def _more(args: Sequence[Size]) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class WasmKernel:
     """``emit(function)`` fills a function of ``buffers + args + 2`` i32 parameters without a
-    result."""
+    result.
+
+    ``writes``: which buffers it writes, and reads no element of that it has not written itself;
+    the others it only reads. None: it may do anything to all of them. ``scratch``: bytes that each
+    thread has to itself in the last buffer, in the order of threads; 0 where there is none.
+    ``elements(args)``: how many elements it computes, where each takes about as long as a few
+    arithmetic operations; None where it is more.
+    """
 
     name: str
     buffers: int
     args: int
     emit: Callable[[Function], None]
+    writes: tuple[int, ...] | None = None
+    scratch: int = 0
+    elements: Callable[[Sequence[Size]], Size | None] = _more
 
 
 @dataclass(frozen=True, slots=True)

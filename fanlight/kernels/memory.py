@@ -13,16 +13,17 @@ from fanlight.shapes import Operation, Size, binary, maximum
 
 
 def assign(
-    touched: Sequence[Sequence[str]], sizes: Mapping[str, Size]
+    touched: Sequence[Sequence[str]], sizes: Mapping[str, Size], rest: int = 0
 ) -> tuple[dict[str, int], list[Size]]:
-    """``touched[i]``: buffers that launch i uses. Returns (temporary → slot number, slot sizes)."""
+    """``touched[i]``: buffers that launch i uses; ``rest``: launches that a slot is left alone for
+    after its value's last one. Returns (temporary → slot number, slot sizes)."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for number, names in enumerate(touched):
         for name in names:
             if name in sizes:
                 first.setdefault(name, number)
-                last[name] = number
+                last[name] = number + rest
     order = sorted(first, key=lambda n: (-maximum(sizes[n]), first[n]))
     slots: list[list[str]] = []
     totals: list[Size] = []

@@ -18,7 +18,7 @@ def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
     (x,) = inputs
-    kernel = WasmKernel("argmax", 2, 2, _emit)
+    kernel = WasmKernel("argmax", 2, 2, _emit, (1,))
     args = (product(x.shape[:-1]), x.shape[-1])
     return [WasmLaunch(kernel, (x.buffer, output.buffer), args)]
 

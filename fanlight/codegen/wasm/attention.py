@@ -59,7 +59,7 @@ def rule(
     scratch = context.scratch(Dim(plans.THREADS, "host", context.max_threads) * shape.room)
     tag = f"{k.dtype}_{heads}_{groups}_{depth}_{longest}_{wide}_{attrs['scale'].hex()}"
     name = f"attention_{tag}{'_relaxed' if relaxed else ''}"
-    kernel = WasmKernel(name, 5, 2, shape.write)
+    kernel = WasmKernel(name, 5, 2, shape.write, (3,), shape.room)
     buffers = (q.buffer, k.buffer, v.buffer, output.buffer, scratch)
     return [WasmLaunch(kernel, buffers, (rows, attrs["start"]))]
 

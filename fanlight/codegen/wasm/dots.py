@@ -1,9 +1,9 @@
-"""Products of one row of x with blocks of 32 weights, in registers: one table.
+"""Products of one row of x with blocks of weights, four rows of weights at a time: one table.
 
-x is prepared once for all rows of weights: reordered as the bits of a block's 32-bit words come
-out, and scaled by powers of two, so that a quant needs no shift of its own. Exact: one-hot rows of
-x give what ``blocks.py`` dequantises. Dtypes without a row here are dequantised first. (Integer
-products would quantise x in ``prepare``.)
+x is rounded once for all rows of weights: 32 elements become int16 with one f32 scale, so that
+``i32x4.dot_i16x8_s`` multiplies them with the quants as they are. Sums of a block are exact
+integers; blocks are summed in f32, a lane for each row. The rounding is what x loses: an NMSE near
+4e-10 for normal x, whatever the weights. Dtypes without a row here are dequantised instead.
 """
 
 from __future__ import annotations
@@ -11,159 +11,282 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fanlight.codegen.wasm import math
-from fanlight.codegen.wasm.blocks import multiply_add, splat_lane
-from fanlight.codegen.wasm.values import Local, Value, Writer, f32x4, i32x4, op, shuffle
+from fanlight.codegen.wasm.blocks import multiply_add
+from fanlight.codegen.wasm.values import Local, Value, Writer, f32, f32x4, i32x4, op, shuffle
+
+ROWS = 4  # of weights, taken together
+GROUP = 32  # elements of x that share a scale
+BYTES = 80  # of a prepared group: int16 in the order of the quants, then:
+_SCALE, _SUM = 64, 68  # f32; what a quant's offset is multiplied with, by dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """``prepare(w, x, to)`` writes 32 elements of x as ``bytes`` bytes.
+    """``prepare(w, x, to)`` writes 32 elements of x as ``BYTES`` bytes.
 
-    ``together``: how many rows of weights to take at a time. Four are the fastest while weights are
-    in the cache; of eight bits, from memory, two are (``bench/wasm_kernels.py``, V8).
-    ``add(w, at, rows, x, totals, relaxed)`` adds to each of ``totals`` the products of prepared x
-    with one block; ``rows`` are the blocks' distances from ``at``, in bytes.
+    ``add(w, at, rows, x, total, relaxed)`` adds to the lanes of ``total`` the products of prepared
+    x with one block of each of ``ROWS`` rows, at ``rows`` bytes from ``at``; a block of 256 takes
+    eight times 32 elements.
     """
 
-    bytes: int
-    together: int
     prepare: Callable[[Writer, Local, Local], None]
-    add: Callable[[Writer, Local, Sequence[int], Local, Sequence[Local], bool], None]
+    add: Callable[[Writer, Local, Sequence[int], Local, Local, bool], None]
 
 
-def _columns(w: Writer, x: Local, first: int) -> list[Local]:
-    """Sixteen elements as four vectors: 0, 4, 8, 12; 1, 5, 9, 13; …"""
-    rows = [w.let(op("v128.load", x, offset=4 * first + 16 * i, align=4)) for i in range(4)]
-
-    def pick(a: Value, b: Value, *words: int) -> Local:
-        return w.let(shuffle(a, b, *(4 * word + i for word in words for i in range(4))))
-
-    low = [pick(rows[i], rows[i + 1], 0, 4, 1, 5) for i in (0, 2)]
-    high = [pick(rows[i], rows[i + 1], 2, 6, 3, 7) for i in (0, 2)]
-    pairs = [(low, (0, 1, 4, 5)), (low, (2, 3, 6, 7)), (high, (0, 1, 4, 5)), (high, (2, 3, 6, 7))]
-    return [pick(two[0], two[1], *words) for two, words in pairs]
+# --- x
 
 
-def _store(w: Writer, to: Local, number: int, value: Value) -> None:
-    w.do("v128.store", to, value, offset=16 * number, align=4)
+def _rounded(w: Writer, x: Local, to: Local) -> tuple[list[Local], Local, Local]:
+    """32 elements as int16, eight a vector; their sum, i32; and their scale, f32, which it stores:
+    the largest of them over 32767."""
+    values = [w.let(op("v128.load", x, offset=16 * i, align=4)) for i in range(8)]
+    most = w.let(op("f32x4.abs", values[0]))
+    for value in values[1:]:
+        w.set(most, op("f32x4.max", most, op("f32x4.abs", value)))
+    for lanes in ((2, 3, 0, 1), (1, 0, 3, 2)):
+        w.set(most, op("f32x4.max", most, _words(most, most, *lanes)))
+    scale = w.let(op("f32.div", op("f32x4.extract_lane", most, lane=0), f32(32767.0)))
+    w.do("f32.store", to, scale, offset=_SCALE, align=4)
+    factor = w.let(op("f32x4.div", f32x4(32767.0), most))  # of zeros: NaN, which becomes 0
+    integers = []
+    for value in values:
+        nearest = op("f32x4.nearest", op("f32x4.mul", value, factor))
+        integers.append(w.let(op("i32x4.trunc_sat_f32x4_s", nearest)))
+    pairs = list(zip(integers[::2], integers[1::2], strict=True))
+    sums = w.let(op("i32x4.add", *pairs[0]))
+    for pair in pairs[1:]:
+        w.set(sums, op("i32x4.add", sums, op("i32x4.add", *pair)))
+    parts = [op("i32x4.extract_lane", sums, lane=i) for i in range(4)]
+    total = w.local("i32")
+    w.set(total, op("i32.add", op("i32.add", *parts[:2]), op("i32.add", *parts[2:])))
+    return [w.let(op("i16x8.narrow_i32x4_s", a, b)) for a, b in pairs], total, scale
 
 
-def _halves(w: Writer, at: Local, places: Sequence[int]) -> list[Local]:
-    """f16 numbers at ``places``, each in all lanes of a vector."""
-    found = []
-    for first in range(0, len(places), 4):
-        four = places[first : first + 4]
-        words = op("v128.load16_splat", at, offset=four[0], align=1)
-        for lane, place in enumerate(four[1:], 1):
-            words = op("v128.load16_lane", at, w.let(words), offset=place, align=1, lane=lane)
-        values = w.let(math.from_f16(w, op("i32x4.extend_low_i16x8_u", words)))
-        found += [w.let(splat_lane(values, lane)) for lane in range(len(four))]
-    return found
+def _words(a: Value, b: Value, *lanes: int) -> Value:
+    """Four words of 32 bits, those of ``b`` from 4."""
+    return shuffle(a, b, *(4 * lane + i for lane in lanes for i in range(4)))
 
 
-# --- four bits: nibble n of word j is element 4 j + n // 2, and 16 more where n is odd
+def _store(w: Writer, to: Local, vectors: Sequence[Value]) -> None:
+    for number, vector in enumerate(vectors):
+        w.do("v128.store", to, vector, offset=16 * number, align=4)
 
 
-def _prepare_nibbles(w: Writer, x: Local, to: Local) -> Value:
-    """Vectors 0 … 7; returns the sum of all, unscaled."""
-    low, high = _columns(w, x, 0), _columns(w, x, 16)
-    total = w.let(f32x4(0.0))
-    for n in range(8):
-        vector = (low, high)[n % 2][n // 2]
-        w.set(total, op("f32x4.add", total, vector))
-        scaled = vector if n in (0, 7) else op("f32x4.mul", vector, f32x4(16.0**-n))
-        _store(w, to, n, scaled)
-    return total
+def _store_by_nibble(w: Writer, to: Local, halves: Sequence[Local]) -> None:
+    """As the nibbles of eight 16-bit words come, lowest first: of word j the elements 2 j,
+    2 j + 16, 2 j + 1, 2 j + 17."""
+    _store(
+        w, to, [_every_second(half, first) for first in (0, 1) for half in (halves[:2], halves[2:])]
+    )
 
 
-def _nibble(n: int, words: Local) -> Value:
-    """16 ** n times nibble n; nibble 7 itself."""
-    if n == 7:
-        return op("i32x4.shr_u", words, 28)
-    return op("v128.and", words, i32x4(15 << 4 * n))
-
-
-def _add_nibbles(
-    w: Writer, words: Sequence[Local], x: Local, sums: Sequence[Local], relaxed: bool
-) -> None:
-    for n in range(8):
-        factor = w.let(op("v128.load", x, offset=16 * n, align=4))
-        for word, total in zip(words, sums, strict=True):
-            quant = op("f32x4.convert_i32x4_s", _nibble(n, word))
-            w.set(total, multiply_add(relaxed, quant, factor, total))
-
-
-def _words(w: Writer, at: Local, places: Sequence[int]) -> list[Local]:
-    return [w.let(op("v128.load", at, offset=place, align=1)) for place in places]
+def _every_second(half: Sequence[Local], first: int) -> Value:
+    """Of sixteen int16 in two vectors."""
+    return shuffle(half[0], half[1], *(2 * n + i for n in range(first, 16, 2) for i in (0, 1)))
 
 
 def _prepare_q4_0(w: Writer, x: Local, to: Local) -> None:
-    _store(w, to, 8, op("f32x4.mul", _prepare_nibbles(w, x, to), f32x4(-8.0)))
-
-
-def _q4_0(
-    w: Writer, at: Local, rows: Sequence[int], x: Local, totals: Sequence[Local], relaxed: bool
-) -> None:
-    sums = [w.let(op("v128.load", x, offset=128, align=4)) for _ in rows]
-    _add_nibbles(w, _words(w, at, [row + 2 for row in rows]), x, sums, relaxed)
-    for d, part, total in zip(_halves(w, at, rows), sums, totals, strict=True):
-        w.set(total, multiply_add(relaxed, d, part, total))
+    halves, total, _ = _rounded(w, x, to)
+    _store_by_nibble(w, to, halves)
+    w.do("i32.store", to, total * -8, offset=_SUM, align=4)
 
 
 def _prepare_q4_1(w: Writer, x: Local, to: Local) -> None:
-    _store(w, to, 8, _prepare_nibbles(w, x, to))
+    halves, total, scale = _rounded(w, x, to)
+    _store_by_nibble(w, to, halves)
+    w.do("f32.store", to, op("f32.convert_i32_s", total) * scale, offset=_SUM, align=4)
 
 
-def _q4_1(
-    w: Writer, at: Local, rows: Sequence[int], x: Local, totals: Sequence[Local], relaxed: bool
+def _prepare_q4_k(w: Writer, x: Local, to: Local) -> None:
+    """The nibbles of a byte belong to two groups of 32: elements 2 j, then 2 j + 1."""
+    halves, total, scale = _rounded(w, x, to)
+    _store(
+        w, to, [_every_second(half, first) for half in (halves[:2], halves[2:]) for first in (0, 1)]
+    )
+    w.do("f32.store", to, op("f32.convert_i32_s", total) * scale, offset=_SUM, align=4)
+
+
+def _prepare_bytes(w: Writer, x: Local, to: Local) -> None:
+    halves, _, _ = _rounded(w, x, to)
+    _store(w, to, halves)
+
+
+# --- products
+
+
+def _nibbles(w: Writer, words: Local) -> list[Value]:
+    """Of eight 16-bit words, lowest first."""
+    low = i32x4(0x000F000F)
+    shifted = [op("v128.and", op("i16x8.shr_u", words, n), low) for n in (4, 8)]
+    return [op("v128.and", words, low), *shifted, op("i16x8.shr_u", words, 12)]
+
+
+def _sum(w: Writer, quants: Sequence[Value], factors: Sequence[Local]) -> Local:
+    """Eight products a pair of vectors, in four partial sums."""
+    products = [op("i32x4.dot_i16x8_s", a, b) for a, b in zip(quants, factors, strict=True)]
+    total = w.let(products[0])
+    for product in products[1:]:
+        w.set(total, op("i32x4.add", total, product))
+    return total
+
+
+def _factors(w: Writer, x: Local, group: int = 0) -> list[Local]:
+    places = [BYTES * group + 16 * i for i in range(4)]
+    return [w.let(op("v128.load", x, offset=place, align=4)) for place in places]
+
+
+def _splat(x: Local, place: int, group: int = 0) -> Value:
+    return op("v128.load32_splat", x, offset=BYTES * group + place, align=4)
+
+
+def _by_row(w: Writer, sums: Sequence[Local]) -> Local:
+    """Four rows' partial sums → one vector, a lane for each row."""
+    a, b, c, d = sums
+
+    def halves(x: Local, y: Local) -> Local:
+        low, high = _words(x, y, 0, 4, 1, 5), _words(x, y, 2, 6, 3, 7)
+        return w.let(op("i32x4.add", low, high))
+
+    return halves(halves(a, c), halves(b, d))
+
+
+def _scales(w: Writer, at: Local, rows: Sequence[int], skip: int = 0) -> Local:
+    """32 bits of each row's block, ``skip`` bytes into it."""
+    words = w.let(op("v128.load32_zero", at, offset=rows[0] + skip, align=1))
+    for lane, row in enumerate(rows[1:], 1):
+        w.set(words, op("v128.load32_lane", at, words, offset=row + skip, align=1, lane=lane))
+    return words
+
+
+def _half(words: Value, high: bool = False) -> Value:
+    """The low or the high half of each word, an f16 that is finite, as f32: sign and bits, moved to
+    f32's places, times 2 ** 112."""
+    moved = op("i32x4.shr_s", words if high else op("i32x4.shl", words, 16), 3)
+    bits = op("v128.and", moved, i32x4(0x8FFFE000))
+    return op("f32x4.mul", bits, f32x4(2.0**112))
+
+
+def _add_nibbles(w: Writer, at: Local, rows: Sequence[int], x: Local, skip: int) -> Local:
+    """Sums of x times the nibbles, which begin ``skip`` bytes into a block."""
+    factors = _factors(w, x)
+    sums = []
+    for row in rows:
+        words = w.let(op("v128.load", at, offset=row + skip, align=1))
+        sums.append(_sum(w, _nibbles(w, words), factors))
+    return _by_row(w, sums)
+
+
+def _scaled(
+    w: Writer, d: Value, x: Local, sums: Value, total: Local, relaxed: bool, group: int = 0
 ) -> None:
-    sums = [w.let(f32x4(0.0)) for _ in rows]
-    _add_nibbles(w, _words(w, at, [row + 4 for row in rows]), x, sums, relaxed)
-    scales = _halves(w, at, [row + place for row in rows for place in (0, 2)])
-    whole = w.let(op("v128.load", x, offset=128, align=4))
-    for number, total in enumerate(totals):
-        d, m = scales[2 * number : 2 * number + 2]
-        w.set(total, multiply_add(relaxed, d, sums[number], total))
-        w.set(total, multiply_add(relaxed, m, whole, total))
+    scale = op("f32x4.mul", d, _splat(x, _SCALE, group))
+    real = op("f32x4.convert_i32x4_s", sums)
+    w.set(total, multiply_add(relaxed, real, scale, total))
 
 
-# --- eight bits: byte i of word j is element 4 j + i
+def _q4_0(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
+    sums = _add_nibbles(w, at, rows, x, 2)
+    offset = _splat(x, _SUM)
+    d = _half(_scales(w, at, rows))
+    _scaled(w, d, x, op("i32x4.add", sums, offset), total, relaxed)
 
 
-def _prepare_q8_0(w: Writer, x: Local, to: Local) -> None:
-    for half in (0, 1):
-        first, *others = _columns(w, x, 16 * half)
-        _store(w, to, 4 * half, op("f32x4.mul", first, f32x4(2.0**-24)))
-        for i, vector in enumerate(others, 1):
-            _store(w, to, 4 * half + i, vector)
+def _q4_1(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
+    sums = _add_nibbles(w, at, rows, x, 4)
+    scales = _scales(w, at, rows)
+    m = _half(scales, high=True)
+    _scaled(w, _half(scales), x, sums, total, relaxed)
+    whole = _splat(x, _SUM)
+    w.set(total, multiply_add(relaxed, m, whole, total))
 
 
-def _byte(i: int, words: Local) -> Value:
-    """2 ** 24 times byte 0; bytes 1 to 3 themselves."""
-    if i == 3:
-        return op("i32x4.shr_s", words, 24)
-    moved = op("i32x4.shl", words, 24 - 8 * i)
-    return moved if i == 0 else op("i32x4.shr_s", moved, 24)
+def _q8_0(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
+    factors = _factors(w, x)
+    sums = []
+    for row in rows:
+        places = [row + 2 + 8 * i for i in range(4)]
+        quants = [op("v128.load8x8_s", at, offset=place, align=1) for place in places]
+        sums.append(_sum(w, quants, factors))
+    _scaled(w, _half(_scales(w, at, rows)), x, _by_row(w, sums), total, relaxed)
 
 
-def _q8_0(
-    w: Writer, at: Local, rows: Sequence[int], x: Local, totals: Sequence[Local], relaxed: bool
-) -> None:
-    sums = [w.let(f32x4(0.0)) for _ in rows]
-    for half in (0, 1):
-        words = _words(w, at, [row + 2 + 16 * half for row in rows])
-        for i in range(4):
-            factor = w.let(op("v128.load", x, offset=64 * half + 16 * i, align=4))
-            for word, part in zip(words, sums, strict=True):
-                quant = op("f32x4.convert_i32x4_s", _byte(i, word))
-                w.set(part, multiply_add(relaxed, quant, factor, part))
-    for d, part, total in zip(_halves(w, at, rows), sums, totals, strict=True):
-        w.set(total, multiply_add(relaxed, d, part, total))
+# --- blocks of 256
+
+
+def _six_bits(packed: Sequence[Local], j: int, which: int) -> Value:
+    """Scale (``which`` 0) or minimum (1) of group j, of each row, from its twelve packed bytes."""
+    words, both = packed[which], packed[2]
+    if j < 4:
+        return op("v128.and", op("i32x4.shr_u", words, 8 * j), i32x4(63))
+    low = op("v128.and", op("i32x4.shr_u", both, 8 * (j - 4) + 4 * which), i32x4(15))
+    high = op("v128.and", op("i32x4.shr_u", words, 8 * (j - 4) + 2), i32x4(48))
+    return op("v128.or", low, high)
+
+
+def _q4_k(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
+    scales = _scales(w, at, rows)
+    factors = [w.let(_half(scales)), w.let(op("f32x4.neg", _half(scales, high=True)))]
+    packed = [_scales(w, at, rows, 4 + 4 * i) for i in range(3)]
+    for pair in range(0, 8, 2):
+        xs = [_factors(w, x, pair + i) for i in (0, 1)]
+        sums: list[list[Local]] = [[], []]
+        for row in rows:
+            quants: list[list[Value]] = [[], []]
+            for part in (0, 16):
+                place = row + 16 + 16 * pair + part
+                nibbles = _nibbles(w, w.let(op("v128.load", at, offset=place, align=1)))
+                for i in (0, 1):
+                    quants[i] += nibbles[i::2]
+            for i in (0, 1):
+                sums[i].append(_sum(w, quants[i], xs[i]))
+        for i in (0, 1):
+            group = pair + i
+            d, m = (
+                op("f32x4.mul", f, op("f32x4.convert_i32x4_s", _six_bits(packed, group, which)))
+                for which, f in enumerate(factors)
+            )
+            _scaled(w, d, x, _by_row(w, sums[i]), total, relaxed, group)
+            w.set(total, multiply_add(relaxed, m, _splat(x, _SUM, group), total))
+
+
+def _q6_k(w: Writer, at: Local, rows: Sequence[int], x: Local, total: Local, relaxed: bool) -> None:
+    """A quant times the scale of its sixteen is an int16 still: at most 32 * 128."""
+    d = w.let(_half(_scales(w, at, rows, 206), high=True))
+    with w.for_range(0, 2) as half:
+        low, high, signs = (w.let(at + (half << n)) for n in (6, 5, 3))
+        xs = w.let(x + half * (4 * BYTES))
+        for quarter in range(4):
+            factors = _factors(w, xs, quarter)
+            sums = [_sum(w, _sixes(w, (low, high, signs), row, quarter), factors) for row in rows]
+            _scaled(w, d, xs, _by_row(w, sums), total, relaxed, quarter)
+
+
+def _sixes(w: Writer, ats: Sequence[Local], row: int, quarter: int) -> list[Value]:
+    """32 scaled quants, as int16; ``ats``: where the half's low bits, high bits and scales are,
+    less their places in the block."""
+    out = []
+    for part in (0, 1):
+        place = row + 32 * (quarter % 2) + 16 * part
+        four = op("v128.load", ats[0], offset=place, align=1)
+        if quarter > 1:
+            four = op("i16x8.shr_u", four, 4)
+        two = op("v128.load", ats[1], offset=row + 128 + 16 * part, align=1)
+        by = 4 - 2 * quarter
+        moved = op("i16x8.shl", two, by) if by > 0 else op("i16x8.shr_u", two, -by)
+        high = op("v128.and", moved, i32x4(0x30303030))
+        quants = op("v128.or", op("v128.and", four, i32x4(0x0F0F0F0F)), high)
+        centred = w.let(op("i8x16.sub", quants, i32x4(0x20202020)))
+        scale = op("i32.load8_s", ats[2], offset=row + 192 + 2 * quarter + part)
+        scales = w.let(op("i16x8.splat", scale))
+        words = [op(f"i16x8.extend_{end}_i8x16_s", centred) for end in ("low", "high")]
+        out += [op("i16x8.mul", word, scales) for word in words]
+    return out
 
 
 DOTS: dict[str, Dot] = {
-    "q4_0": Dot(144, 4, _prepare_q4_0, _q4_0),
-    "q4_1": Dot(144, 4, _prepare_q4_1, _q4_1),
-    "q8_0": Dot(128, 2, _prepare_q8_0, _q8_0),
+    "q4_0": Dot(_prepare_q4_0, _q4_0),
+    "q4_1": Dot(_prepare_q4_1, _q4_1),
+    "q8_0": Dot(_prepare_bytes, _q8_0),
+    "q4_k": Dot(_prepare_q4_k, _q4_k),
+    "q6_k": Dot(_prepare_bytes, _q6_k),
 }

@@ -27,7 +27,8 @@ def rule(
     def emit(function: Function) -> None:
         _write(Writer(function), row, n, k)
 
-    kernel = WasmKernel(f"gather_{table.dtype}_{n}x{k}", 3, 1, emit)
+    name = f"gather_{table.dtype}_{n}x{k}"
+    kernel = WasmKernel(name, 3, 1, emit, (2,), elements=lambda a: a[0] * k)
     buffers = (part.buffers[0], ids.buffer, output.buffer)
     return [WasmLaunch(kernel, buffers, (product(ids.shape),))]
 

@@ -1,7 +1,8 @@
 """Kernels and a plan's programs → the plan's WebAssembly module.
 
-One function for each kernel, one for each program: it walks the program's steps, with a barrier
-after each, on every thread. JavaScript enters once per program (``plan.WasmModule`` says how).
+One function for each kernel, one for each program: it walks the program's steps on every thread,
+with barriers where ``order.py`` wants them. JavaScript enters once per program
+(``plan.WasmModule`` says how).
 Below ``reserved`` the module keeps, at fixed addresses, the threads' words, the host dims and the
 buffers' addresses.
 
@@ -16,6 +17,7 @@ from dataclasses import replace
 
 from fanlight import plan as plans
 from fanlight.codegen.wasm.encoder import Function, Label, MemoryImport, Module, ValueType
+from fanlight.codegen.wasm.order import Access, Pending, access_of
 from fanlight.errors import PlanError
 from fanlight.kernels.launch import WasmKernel
 from fanlight.plan import Branch, Call, Copy, Dispatch, Loop, Plan, Read, Step, WasmModule
@@ -195,9 +197,13 @@ class _Walker:
     ) -> None:
         self.l, self.kernels, self.programs, self.barrier = linker, kernels, programs, barrier
         self.f = linker.module.function(("i32", "i32"))
+        self.pending = Pending()
 
     def program(self, steps: Sequence[Step]) -> Function:
+        """Nothing is pending at the ends of programs, loops' bodies and branches; at their starts
+        nothing but looks at a condition."""
         self.steps(steps)
+        self.settle()
         return self.f
 
     def steps(self, steps: Sequence[Step]) -> None:
@@ -210,10 +216,13 @@ class _Walker:
                 case Read():
                     self.read(step)
                 case Branch():
+                    self.settle()
                     self.branch(step)
                 case Loop():
+                    self.settle()
                     self.loop(step)
                 case Call():
+                    self.settle()
                     self.f.get(0)
                     self.f.get(1)
                     self.f.call(self.programs[step.program])
@@ -224,23 +233,37 @@ class _Walker:
             got = f"{len(step.buffers)} buffers, {len(step.args)} args"
             wanted = f"{kernel.buffers} and {kernel.args}"
             raise PlanError("dispatch doesn't fit", where=kernel.name, got=got, wanted=wanted)
+        moved = self.device_buffers(step.args)
+        access = access_of(step, kernel, frozenset(moved))
+        if self.pending.conflicts(access):
+            self.meet()
+        self.pending.add(access)
         for buffer in step.buffers:
             self.address(buffer)
         for arg in step.args:
             self.size(arg)
-        if any(
-            d.kind == "device" and self.l.device[d.name].buffer in step.buffers
-            for arg in step.args
-            for d in dims_of(arg)
-        ):
-            self.meet()  # the kernel may move the dim: all threads have read it now
-        self.f.get(0)
-        self.f.get(1)
+        if moved & access.writes:
+            self.wait()  # the kernel may move the dim: all threads have read it now
+        if access.repeated:
+            self.f.i32(0)
+            self.f.i32(1)
+        else:
+            self.f.get(0)
+            self.f.get(1)
         self.f.call(self.kernels[step.kernel])
-        self.meet()
+
+    def device_buffers(self, sizes: Sequence[Size]) -> set[str]:
+        """The buffers that hold the device dims in ``sizes``."""
+        dims = [d for size in sizes for d in dims_of(size)]
+        return {self.l.device[d.name].buffer for d in dims if d.kind == "device"}
 
     def copy(self, step: Copy) -> None:
         """By thread 0 alone."""
+        dims = self.device_buffers((step.bytes, step.source_offset, step.target_offset))
+        access = Access(frozenset({step.source} | dims), frozenset({step.target}))
+        if self.pending.conflicts(access):
+            self.meet()
+        self.pending.add(access)
         f = self.f
         f.get(0)
         f.op("i32.eqz")
@@ -254,7 +277,6 @@ class _Walker:
                 f.op("i32.add")
             self.size(step.bytes)
             f.memory_copy()
-        self.meet()
 
     def read(self, step: Read) -> None:
         """By thread 0 alone, when no thread is still looking at the dim's last value."""
@@ -270,33 +292,52 @@ class _Walker:
         self.meet()
 
     def branch(self, step: Branch) -> None:
+        looked_at = self.device_buffers((step.a, step.b))
         self.size(step.a)
         self.size(step.b)
         self.f.op("i32." + _COMPARE[step.compare])
         with self.f.if_():
+            self.pending.reads |= looked_at
             self.steps(step.then)
+            self.settle()
             if step.otherwise:
                 self.f.else_()
+                self.pending.reads |= looked_at
                 self.steps(step.otherwise)
+                self.settle()
+        self.pending.reads |= looked_at
 
     def loop(self, step: Loop) -> None:
         f = self.f
         left = f.local("i32")
         self.size(step.count)
         f.set(left)
+        self.pending.reads |= self.device_buffers((step.count,))
         with f.block() as done, f.loop() as again:
             f.get(left)
             f.i32(0)
             f.op("i32.le_s")
             f.br_if(done)
             self.steps(step.body)
+            self.settle()
             f.get(left)
             f.i32(1)
             f.op("i32.sub")
             f.set(left)
             f.br(again)
 
+    def settle(self) -> None:
+        """A barrier where anything is pending."""
+        if self.pending:
+            self.meet()
+
     def meet(self) -> None:
+        """A barrier; nothing is pending any more."""
+        self.wait()
+        self.pending.clear()
+
+    def wait(self) -> None:
+        """A barrier between a step's arguments and its kernel."""
         if self.l.threads:
             self.f.get(1)
             self.f.call(self.barrier)

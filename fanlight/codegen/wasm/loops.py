@@ -10,6 +10,7 @@ fixed when the code is made: the bits don't depend on the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fanlight.codegen.wasm import lanes
@@ -19,7 +20,7 @@ from fanlight.codegen.wasm.values import Local, Value, Writer, i32, i32x4, op, s
 from fanlight.kernels import loops
 from fanlight.kernels.launch import WasmKernel, WasmLaunch
 from fanlight.kernels.loops import LoopKernel
-from fanlight.shapes import Size
+from fanlight.shapes import Size, product
 
 _GRANULE = 16  # elements that one thread writes together: whole cache lines
 
@@ -31,7 +32,14 @@ def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WasmLaunch:
     def emit(function: Function) -> None:
         _Emitter(kernel, function).write()
 
-    made = WasmKernel(kernel.name, len(kernel.inputs) + 1, len(sizes), emit)
+    nodes = Nodes()
+    reduces = any(isinstance(n.expr, loops.Reduce) for n in below(nodes.add(kernel.value)))
+
+    def elements(args: Sequence[Size]) -> Size | None:
+        return None if reduces else product(kernel.shape)
+
+    inputs = len(kernel.inputs)
+    made = WasmKernel(kernel.name, inputs + 1, len(sizes), emit, (inputs,), elements=elements)
     return WasmLaunch(made, buffers, sizes)
 
 

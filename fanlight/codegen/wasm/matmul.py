@@ -1,9 +1,9 @@
 """y = x @ w.T: x f32 [..., K], w [N, K] of any stored dtype, y f32 [..., N]; sums in f32.
 
 One row of x: each thread streams its rows of w once; blocks that ``dots.py`` knows are multiplied
-with prepared x, a few rows at a time, others dequantised in registers. More rows: panels of up to
-four rows of w are dequantised into the thread's scratch and multiplied with two rows of x at a
-time. Threads share out rows of w, so that every output is summed in one order, at any number of
+with x rounded to int16, four rows at a time, others dequantised in registers. More rows: panels of
+up to four rows of w are dequantised into the thread's scratch and multiplied with two rows of x at
+a time. Threads share out rows of w, so that every output is summed in one order, at any number of
 threads.
 """
 
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from fanlight import plan as plans
-from fanlight.codegen.wasm import blocks
+from fanlight.codegen.wasm import blocks, dots
 from fanlight.codegen.wasm.dots import DOTS, Dot
 from fanlight.codegen.wasm.encoder import Function
 from fanlight.codegen.wasm.values import Local, Value, Writer, i32, op
@@ -45,15 +45,17 @@ def rule(
         tag = f"{w.dtype}_{part.rows}x{k}_{n}_{part.first}{'_relaxed' if relaxed else ''}"
         buffers = (x.buffer, part.buffers[0], output.buffer)
         if rows != 1:
-            scratch = context.scratch(threads * (shape.panel * k * 4))
-            kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled)
+            each = shape.panel * k * 4
+            scratch = context.scratch(threads * each)
+            kernel = WasmKernel(f"matmul_{tag}", 4, 1, shape.tiled, (2,), each)
             launches.append(WasmLaunch(kernel, (*buffers, scratch), (rows,)))
         elif dot is not None:
-            scratch = context.scratch(threads * (k // row.step * dot.bytes))
-            kernel = WasmKernel(f"matvec_{tag}", 4, 0, partial(shape.dots, dot))
+            each = k // dots.GROUP * dots.BYTES
+            scratch = context.scratch(threads * each)
+            kernel = WasmKernel(f"matvec_{tag}", 4, 0, partial(shape.dots, dot), (2,), each)
             launches.append(WasmLaunch(kernel, (*buffers, scratch)))
         else:
-            kernel = WasmKernel(f"matvec_{tag}", 3, 0, shape.vector)
+            kernel = WasmKernel(f"matvec_{tag}", 3, 0, shape.vector, (2,))
             launches.append(WasmLaunch(kernel, buffers))
     return launches
 
@@ -96,34 +98,36 @@ class _Shape:
             w.do("f32.store", y + (n << 2), total_all, offset=4 * self.first)
 
     def dots(self, dot: Dot, function: Function) -> None:
-        """Each thread prepares x for itself, then takes groups of rows."""
+        """Each thread prepares x for itself, then takes groups of rows. The rows of a group lie
+        far from each other, so that memory is read as four streams: processors fetch each ahead."""
         w = Writer(function)
         x, weights, y, scratch, tid, threads = w.params
-        steps, wide = self.k // self.row.step, min(dot.together, self.part)
-        begin, end = blocks.share(w, i32(-(-self.part // wide)), tid, threads)
+        groups, count = self.row.step // dots.GROUP, -(-self.part // dots.ROWS)
+        begin, end = blocks.share(w, i32(count), tid, threads)
         w.return_if(op("i32.ge_s", begin, end))
-        mine = w.let(scratch + tid * (steps * dot.bytes))
-        xs, to = w.let(x), w.let(mine)
-        with w.while_(xs < w.let(x + 4 * self.k)):
+        mine = w.let(scratch + tid * (self.k // dots.GROUP * dots.BYTES))
+        xs, to, x_end = w.let(x), w.let(mine), w.let(x + 4 * self.k)
+        with w.while_(xs < x_end):
             dot.prepare(w, xs, to)
-            w.set(xs, xs + 4 * self.row.step)
-            w.set(to, to + dot.bytes)
-        totals = [w.local("v128") for _ in range(wide)]
-        at, row_end = w.local("i32"), w.local("i32")
-        with w.for_range(begin, end) as number:
-            n = self._first_row(w, number, wide)
-            w.set(at, weights + n * self.stride)
+            w.set(xs, xs + 4 * dots.GROUP)
+            w.set(to, to + dots.BYTES)
+        total, row_end = w.local("v128"), w.local("i32")
+        # The last streams overlap where rows are no multiple of four: the same sums again.
+        firsts = [min(r * count, self.part - count) for r in range(dots.ROWS)]
+        rows = [first * self.stride for first in firsts]
+        at = w.let(weights + begin * self.stride)
+        with w.for_range(begin, end) as n:
             w.set(row_end, at + self.stride)
             w.set(xs, mine)
-            for total in totals:
-                w.set(total, blocks.zero())
+            w.set(total, blocks.zero())
             with w.while_(at < row_end):
-                dot.add(w, at, [r * self.stride for r in range(wide)], xs, totals, self.relaxed)
+                dot.add(w, at, rows, xs, total, self.relaxed)
                 w.set(at, at + self.row.bytes)
-                w.set(xs, xs + dot.bytes)
+                w.set(xs, xs + groups * dots.BYTES)
             to_y = w.let(y + (n << 2))
-            for r, total in enumerate(totals):
-                w.do("f32.store", to_y, blocks.add_lanes(w, total), offset=4 * (self.first + r))
+            for lane, first in enumerate(firsts):
+                offset = 4 * (self.first + first)
+                w.do("v128.store32_lane", to_y, total, offset=offset, align=4, lane=lane)
 
     def _first_row(self, w: Writer, number: Value, wide: int) -> Local:
         """Of group ``number`` of ``wide`` rows. The last group overlaps the one before: the same

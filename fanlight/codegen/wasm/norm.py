@@ -27,7 +27,7 @@ def rule(
     def emit(function: Function) -> None:
         _write(Writer(function), k, eps)
 
-    kernel = WasmKernel(f"rms_norm_{k}_{eps.hex()}", 3, 1, emit)
+    kernel = WasmKernel(f"rms_norm_{k}_{eps.hex()}", 3, 1, emit, (2,), elements=lambda a: a[0] * k)
     buffers = (x.buffer, weight.buffer, output.buffer)
     return [WasmLaunch(kernel, buffers, (product(x.shape[:-1]),))]
 
