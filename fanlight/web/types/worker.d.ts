@@ -10,3 +10,8 @@ interface DedicatedWorkerGlobalScope extends EventTarget {
   addEventListener(type: 'message', listener: (event: MessageEvent) => void): void;
   addEventListener(type: string, listener: EventListenerOrEventListenerObject): void;
 }
+
+// Set by vendor/bundle.js; bundle.js has its type.
+interface Window {
+  fanlightBundle: import('../bundle.js').Bundle;
+}
