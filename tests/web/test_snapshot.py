@@ -1,4 +1,4 @@
-"""Python's snapshots: made in a real Chromium, restored in another page; and what if there is none."""
+"""Python's snapshots: made in a real Chromium, restored in another page; what if there is none."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import snapshot
 from playwright.sync_api import BrowserContext, Page, Route
 
-from fanlight.server.app import create_app
+from fanlight.server.app import WEB, create_app
 from fanlight.server.serving import serving
 from tests import gguf_files
 
 pytestmark = pytest.mark.browser
 
 # A Python worker of the page's own, with what its `boot` found.
-BOOT = """async (prepare) => {
+BOOT = """async () => {
   const { Channel } = await import('/protocol.js');
   const python = new Channel(new Worker('/python_worker.js', { type: 'module' }));
   return python.request('status');
@@ -114,8 +114,7 @@ def test_a_browser_without_jspi(context: BrowserContext, base: str, made: Path) 
 
 
 def without_jspi(route: Route) -> None:
-    response = route.fetch()
-    route.fulfill(response=response, body=response.text() + WITHOUT_JSPI)
+    answer(route, f"{WITHOUT_JSPI}\n{(WEB / 'python_worker.js').read_text()}".encode())
 
 
 @pytest.mark.parametrize("damage", ["absent", "missing", "cut"])
