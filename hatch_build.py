@@ -1,11 +1,13 @@
-"""Build hook: vendors npm packages into ``fanlight/web/vendor/`` before a wheel or sdist is made.
+"""Build hook: fills ``fanlight/web/vendor/`` before a wheel or sdist is made: npm packages, and
+snapshots of Python where there is a Chromium to make them.
 
-An sdist carries the vendored files and their stamp, so a wheel made from one needs no npm.
+An sdist carries all of it, so a wheel made from one needs neither.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ class VendorHook(BuildHookInterface):  # type: ignore[misc]  # no types there
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before it collects files."""
-        path = Path(self.root) / "scripts" / "vendor.py"
-        spec = importlib.util.spec_from_file_location("fanlight_vendor", path)
-        assert spec is not None and spec.loader is not None, path
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.vendor()
+        sys.path.insert(0, str(Path(self.root) / "scripts"))
+        importlib.import_module("vendor").vendor()
+        if version == "editable":  # scripts/setup makes them when it has found a browser
+            return
+        snapshot = importlib.import_module("snapshot")
+        try:
+            snapshot.make()
+        except snapshot.SnapshotError as error:
+            self.app.display_warning(f"Python will start slowly in pages: no snapshot ({error})")

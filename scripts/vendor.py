@@ -1,4 +1,4 @@
-"""Brings what a page needs from npm into ``fanlight/web/vendor/``, and ``fanlight.zip`` too.
+"""Brings what a page needs from npm into ``fanlight/web/vendor/``; ``fanlight.zip``, ``bundle.js``.
 
 In: ``package-lock.json`` (versions and hashes, checked by ``npm ci``). Out: files that the wheel
 carries as package data, so that an installed Fanlight needs no CDN. Called by the build hook and by
@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,8 @@ pyodide/        pyodide {pyodide}: https://github.com/pyodide/pyodide (MPL-2.0, 
                 CPython and its standard library inside (Python-2.0)
 tokenizers.mjs  @huggingface/tokenizers {@huggingface/tokenizers} (Apache-2.0)
 jinja.js        @huggingface/jinja {@huggingface/jinja} (MIT)
-fanlight.zip    Fanlight's own Python (Apache-2.0)
+fanlight.zip    Fanlight's own Python (Apache-2.0); python/ as bytecode and as memory snapshots, in
+                which pyodide and CPython are, too
 """
 
 
@@ -76,15 +76,23 @@ def main() -> None:
 
 
 def vendor(*, dev: bool = False) -> bool:
-    """True if files were copied anew. ``fanlight.zip`` is made in any case. Raises VendorError."""
+    """True if files were copied anew. ``fanlight.zip`` and ``bundle.js`` are made in any case.
+    Raises VendorError."""
     if dev:
         install(dev=True)
     fresh = not _complete()
     if fresh:
         install(dev=dev)
         _copy()
-    build_python_zip(VENDOR / "fanlight.zip")
+    bundle.build_python_zip(VENDOR / "fanlight.zip")
+    write_bundle()
     return fresh
+
+
+def write_bundle() -> None:
+    """``bundle.js``, of what is there now."""
+    script = bundle.bundle_script((VENDOR / "fanlight.zip").read_bytes())
+    bundle.write_whole(VENDOR / "bundle.js", script)
 
 
 def install(*, dev: bool) -> None:
@@ -167,7 +175,7 @@ def _load_bundle() -> Any:
     return module
 
 
-build_python_zip: Callable[..., None] = _load_bundle().build_python_zip
+bundle = _load_bundle()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     /                     fanlight/web/: pages, workers, vendored packages
     /vendor/fanlight.zip  the package's Python for the browser, made anew when a source has changed
+    /vendor/bundle.js     what all of that consists of, by hash
     /models/NAME          model files, whole or by Range
 
 In: models by name, or a folder of them. Out: an ASGI app.
@@ -26,13 +27,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from fanlight.errors import InputError
-from fanlight.server.bundle import PACKAGE, python_files, python_zip
+from fanlight.server.bundle import PACKAGE, bundle_script, python_files, python_zip
 from fanlight.server.headers import Access, AddHeaders, RecordAccess
 
 WEB = PACKAGE / "web"
 # The system's own table may lack some of these or say otherwise.
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
+    ".gz": "application/octet-stream",  # a snapshot: unpacked by the page itself
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".json": "application/json",
@@ -62,9 +64,11 @@ def create_app(
     middleware = [Middleware(AddHeaders, isolated=isolated)]
     if on_access:
         middleware.insert(0, Middleware(RecordAccess, record=on_access))
+    made = _Made()
     middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)))
     routes = [
-        Route("/vendor/fanlight.zip", _PythonZip().answer),
+        Route("/vendor/fanlight.zip", made.zip),
+        Route("/vendor/bundle.js", made.bundle),
         _model_files(models or {}),
         Mount("/", _WebFiles(directory=WEB, html=True)),
     ]
@@ -125,25 +129,24 @@ def _as_model(response: Response) -> Response:
     return response
 
 
-class _PythonZip:
-    """An endpoint that zips the package when a source is new; otherwise the last zip."""
+class _Made:
+    """Endpoints of what is made from the package's files, anew when a source is new. They run in
+    threads, as that takes a while."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: tuple[tuple[str, int, int], ...] = ()
         self._zip = b""
-        self._etag = ""
 
-    def answer(self, request: Request) -> Response:
-        """Run in a thread, as zipping takes a while."""
-        content, etag = self.fresh()
-        headers = {"etag": etag, "cache-control": _REVALIDATE}
-        if request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers=headers)
-        return Response(content, media_type=MEDIA_TYPES[".zip"], headers=headers)
+    def zip(self, request: Request) -> Response:
+        """``fanlight.zip``."""
+        return _answer(request, self._fresh(), ".zip")
 
-    def fresh(self) -> tuple[bytes, str]:
-        """The zip and its ETag."""
+    def bundle(self, request: Request) -> Response:
+        """``bundle.js``."""
+        return _answer(request, bundle_script(self._fresh()), ".js")
+
+    def _fresh(self) -> bytes:
         with self._lock:
             seen = tuple(
                 (str(path), stat.st_mtime_ns, stat.st_size)
@@ -152,6 +155,13 @@ class _PythonZip:
             )
             if seen != self._seen:
                 self._zip = python_zip()
-                self._etag = f'"{hashlib.sha256(self._zip).hexdigest()[:32]}"'
                 self._seen = seen
-            return self._zip, self._etag
+            return self._zip
+
+
+def _answer(request: Request, content: bytes, suffix: str) -> Response:
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"etag": etag, "cache-control": _REVALIDATE}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=MEDIA_TYPES[suffix], headers=headers)

@@ -1,15 +1,19 @@
-"""``fanlight.zip``: the part of the package that Python in the browser needs.
+"""``fanlight.zip``: the part of the package that Python in the browser needs; ``bundle.js``: what
+the page consists of, by hash.
 
-In: the package's folder. Out: a zip with ``fanlight/...`` inside, the same bytes for the same
-sources. The standard library only, and nothing of ours: ``scripts/vendor.py`` loads this file
-before anything is installed.
+In: the package's folder. Out: a zip with ``fanlight/...`` inside, and a script; the same bytes for
+the same sources. The standard library only, and nothing of ours: ``scripts/vendor.py`` loads this
+file before anything is installed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import zipfile
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 PACKAGE = Path(__file__).parent.parent
@@ -32,6 +36,10 @@ EXCLUDED = (
     "text/template_sandbox.py",  # jinja2; the page has @huggingface/jinja
 )
 _SUFFIXES = (".py", ".json")
+# Of ``web/``: not the page's. The script can't hold its own hash, nor that of its only reader.
+_NOT_SERVED = ("types", "vendor/python", "vendor/bundle.js", "service_worker.js")
+_NOT_SERVED_SUFFIXES = (".txt", ".d.ts", ".d.mts", ".partial")
+VARIANTS = ("jspi", "plain")  # of a snapshot: see web/python_boot.js
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
@@ -72,7 +80,58 @@ def python_zip(package: Path = PACKAGE) -> bytes:
 
 def build_python_zip(destination: Path, package: Path = PACKAGE) -> None:
     """Writes the zip to ``destination``, whole or not at all; an equal file is left alone."""
-    content = python_zip(package)
+    write_whole(destination, python_zip(package))
+
+
+def python_id(content: bytes) -> str:
+    """The name of a zip's bytecode and snapshots: ``vendor/python/ID/``."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def bundle_script(content: bytes, web: Path = PACKAGE / "web") -> bytes:
+    """``vendor/bundle.js``: sets ``fanlightBundle``, typed in ``web/bundle.js``. ``content``: the
+    zip of the sources, which the folder's own may be older than."""
+    python = _python_paths(web, python_id(content))
+    files = {path: _hash(web / path) for path in _served(web)}
+    files |= {path: _hash(web / path) for path in python.values() if path and (web / path).exists()}
+    files["vendor/fanlight.zip"] = hashlib.sha256(content).hexdigest()[:16]
+    if python["zip"] != "vendor/fanlight.zip":
+        del files["vendor/fanlight.zip"]
+    version = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
+    made = {"version": version, "python": python, "files": dict(sorted(files.items()))}
+    return f"self.fanlightBundle = {json.dumps(made, indent=1)};\n".encode()
+
+
+def _python_paths(web: Path, made: str) -> dict[str, str | None]:
+    folder = f"vendor/python/{made}"
+    if not (web / folder / "fanlight.zip").is_file():
+        return {"id": made, "zip": "vendor/fanlight.zip", "jspi": None, "plain": None}
+    paths = {name: f"{folder}/{name}.gz" for name in VARIANTS}
+    there = {name: path if (web / path).is_file() else None for name, path in paths.items()}
+    return {"id": made, "zip": f"{folder}/fanlight.zip", **there}
+
+
+def _served(web: Path) -> list[str]:
+    found = [path.relative_to(web).as_posix() for path in web.rglob("*") if path.is_file()]
+    return [
+        path
+        for path in sorted(found)
+        if not path.startswith(_NOT_SERVED) and not path.endswith(_NOT_SERVED_SUFFIXES)
+    ]
+
+
+def _hash(path: Path) -> str:
+    status = path.stat()
+    return _hash_of(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(1024)
+def _hash_of(path: Path, time: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def write_whole(destination: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; an equal one is left alone."""
     if destination.is_file() and destination.read_bytes() == content:
         return
     destination.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,11 @@
 // port to the executor's worker, then `status`, `create`, `generate`, `dispose`. Everything is loaded from
 // beside this file. Knows no models.
 
+import { bundle } from './bundle.js';
 import { FanlightError, fromMessage } from './errors.js';
 import { Channel } from './protocol.js';
+import { boot } from './python_boot.js';
 import * as text from './text.js';
-import { loadPyodide } from './vendor/pyodide/pyodide.mjs';
 
 /** @typedef {import('./protocol.js').Context} Context */
 /** @typedef {{file: number, size: number, name: string}} OpenedFile as the executor's `open` replies */
@@ -17,8 +18,6 @@ import { loadPyodide } from './vendor/pyodide/pyodide.mjs';
  * @property {(number: number) => void} abort
  */
 
-const PACKAGE = '/fanlight.zip';
-
 /** What Python imports as `fanlight_js`. `opened`: files that the page has opened already, by model name. */
 const bridge = {
   ...text,
@@ -28,34 +27,17 @@ const bridge = {
 };
 let nextNumber = 1;
 
-async function boot() {
-  const place = (/** @type {string} */ path) => new URL(path, import.meta.url).href;
-  const [python, zip] = await Promise.all([
-    loadPyodide({ indexURL: place('./vendor/pyodide/'), checkAPIVersion: true }),
-    fetchBytes(place('./vendor/fanlight.zip')),
-  ]);
-  python.FS.writeFile(PACKAGE, zip);
+async function start() {
+  const { python, snapshot } = await boot(bundle);
   python.registerJsModule('fanlight_js', bridge);
-  const worker = python.runPython(`
-import sys
-sys.path.insert(0, "${PACKAGE}")
-from fanlight.worker import Worker
-Worker()
-`);
+  const worker = python.runPython('from fanlight.worker import Worker; Worker()');
   const sync = python.runPython('from pyodide.ffi import can_run_sync; can_run_sync()');
   const version = python.runPython('import fanlight; fanlight.__version__');
-  const status = { python_ms: performance.now(), can_run_sync: sync, version };
+  const status = { python_ms: performance.now(), can_run_sync: sync, version, snapshot };
   return { worker: /** @type {PythonWorker} */ (worker), status };
 }
 
-/** @param {string} url */
-async function fetchBytes(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new FanlightError(`the server answered ${response.status}`, { where: url });
-  return new Uint8Array(await response.arrayBuffer());
-}
-
-const started = boot().catch((cause) => {
+const started = start().catch((cause) => {
   throw new FanlightError('Python did not start', {
     got: cause?.message ?? cause, cause, hint: 'Reload the page; all files of fanlight/web must be served beside each other.',
   });
@@ -89,7 +71,7 @@ new Channel(/** @type {any} */ (self), {
     return null;
   },
 
-  /** → {python_ms, can_run_sync, version}, once Python is ready. */
+  /** → {python_ms, can_run_sync, version, snapshot}, once Python is ready. */
   async status() {
     return (await started).status;
   },

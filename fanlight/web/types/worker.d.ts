@@ -26,3 +26,8 @@ interface FileSystemFileHandle {
     mode?: 'readwrite' | 'read-only' | 'readwrite-unsafe';
   }): Promise<FileSystemSyncAccessHandle>;
 }
+
+// Set by vendor/bundle.js; bundle.js has its type.
+interface Window {
+  fanlightBundle: import('../bundle.js').Bundle;
+}
