@@ -16,16 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fanlight import plan as plans
-from fanlight.codegen.wasm.encoder import Function, Label, MemoryImport, Module, ValueType
+from fanlight.codegen.wasm.encoder import Function, MemoryImport, Module, ValueType
 from fanlight.codegen.wasm.order import Access, Pending, access_of
+from fanlight.codegen.wasm.waiting import add, notify, wait_until_changed
 from fanlight.errors import PlanError
 from fanlight.kernels.launch import WasmKernel
 from fanlight.plan import Branch, Call, Copy, Dispatch, Loop, Plan, Read, Step, WasmModule
 from fanlight.shapes import Dim, Operation, Size, dims_of
 
-_COUNT, _GENERATION, _GO, _PROGRAM, _THREADS, _SLEEPERS = 0, 64, 128, 192, 196, 256
+_COUNT, _GENERATION, _GO, _PROGRAM, _THREADS = 0, 64, 128, 192, 196  # and waiting.SLEEPERS
 _DIMS_AT = 512
-_SPINS = 20000
 _MAX_PAGES = 65536
 _PAGE = 65536
 _COMPARE = {"==": "eq", "!=": "ne", "<": "lt_s", "<=": "le_s", ">": "gt_s", ">=": "ge_s"}
@@ -110,9 +110,9 @@ class _Linker:
             f.i32(0)
             f.get(value)
             f.mem("i32.store", at)
-        _add(f, _GO, 1)
+        add(f, _GO, 1)
         f.op("drop")
-        _notify(f, _GO)
+        notify(f, _GO)
         f.get(0)
         f.i32(0)
         f.get(1)
@@ -126,7 +126,7 @@ class _Linker:
         f = self.module.function(("i32", "i32"), export="worker")
         seen = f.local("i32")
         with f.block() as out, f.loop() as again:
-            _wait_until_changed(f, _GO, seen)
+            wait_until_changed(f, _GO, seen)
             f.i32(0)
             f.mem("i32.atomic.load", _GO)
             f.set(seen)
@@ -150,9 +150,9 @@ class _Linker:
         f.i32(0)
         f.i32(-1)
         f.mem("i32.store", _PROGRAM)
-        _add(f, _GO, 1)
+        add(f, _GO, 1)
         f.op("drop")
-        _notify(f, _GO)
+        notify(f, _GO)
 
     def _barrier(self) -> Function:
         """barrier(threads): returns when all have called it."""
@@ -168,7 +168,7 @@ class _Linker:
             f.i32(0)
             f.mem("i32.atomic.load", _GENERATION)
             f.set(seen)
-            _add(f, _COUNT, 1)
+            add(f, _COUNT, 1)
             f.i32(1)
             f.op("i32.add")
             f.get(0)
@@ -177,11 +177,11 @@ class _Linker:
                 f.i32(0)
                 f.i32(0)
                 f.mem("i32.atomic.store", _COUNT)
-                _add(f, _GENERATION, 1)
+                add(f, _GENERATION, 1)
                 f.op("drop")
-                _notify(f, _GENERATION)
+                notify(f, _GENERATION)
                 f.br(out)
-            _wait_until_changed(f, _GENERATION, seen)
+            wait_until_changed(f, _GENERATION, seen)
         return f
 
 
@@ -399,61 +399,3 @@ def _callees_first(programs: Mapping[str, tuple[Step, ...]]) -> list[str]:
     for name in programs:
         visit(name)
     return order
-
-
-def _add(f: Function, at: int, value: int) -> None:
-    """Atomically; leaves the old value."""
-    f.i32(0)
-    f.i32(value)
-    f.mem("i32.atomic.rmw.add", at)
-
-
-def _notify(f: Function, at: int) -> None:
-    """Wakes sleepers, if there are any: the call is dear."""
-    f.i32(0)
-    f.mem("i32.atomic.load", _SLEEPERS)
-    with f.if_():
-        f.i32(0)
-        f.i32(-1)
-        f.mem("memory.atomic.notify", at)
-        f.op("drop")
-
-
-def _wait_until_changed(f: Function, at: int, seen: int) -> None:
-    """Returns when the word at ``at`` differs from local ``seen``: spins, then sleeps."""
-    spins = f.local("i32")
-    f.i32(_SPINS)
-    f.set(spins)
-    with f.block() as out:
-        with f.block() as tired, f.loop() as again:
-            _leave_if_changed(f, at, seen, out)
-            f.get(spins)
-            f.i32(1)
-            f.op("i32.sub")
-            f.tee(spins)
-            f.op("i32.eqz")
-            f.br_if(tired)
-            f.br(again)
-        # The counter is raised before the word is looked at again, and the waker changes the word
-        # before it looks at the counter (all sequentially consistent): one of the two sees the
-        # other.
-        _add(f, _SLEEPERS, 1)
-        f.op("drop")
-        with f.block() as awake, f.loop() as again:
-            _leave_if_changed(f, at, seen, awake)
-            f.i32(0)
-            f.get(seen)
-            f.i64(-1)
-            f.mem("memory.atomic.wait32", at)
-            f.op("drop")
-            f.br(again)
-        _add(f, _SLEEPERS, -1)
-        f.op("drop")
-
-
-def _leave_if_changed(f: Function, at: int, seen: int, label: Label) -> None:
-    f.i32(0)
-    f.mem("i32.atomic.load", at)
-    f.get(seen)
-    f.op("i32.ne")
-    f.br_if(label)

@@ -25,9 +25,19 @@ def kernels() -> list[Kernel]:
     dims = (DimSpec(ROWS), DimSpec(PLACE, "control", 4))
     bench = Bench(dims=dims)
     bench.empty("control", "i32", (4,))
-    launches = [*_products(bench), *_blocks(bench), *_loops(bench)]
+    launches = [
+        *_products(bench),
+        *_blocks(bench),
+        *_fused(bench, ("q4_0", "q4_k", "f16")),
+        *_loops(bench),
+    ]
     bench.plan(launches)
     found = dict(bench.kernels)
+    for feature in ("subgroups", "cpu"):
+        other = Bench(dims=dims, features=frozenset({feature}))
+        other.empty("control", "i32", (4,))
+        other.plan(_fused(other, ("q4_1", "q6_k")))
+        found |= other.kernels
     for seed in range(8):
         graph = Bench(dims=(DimSpec(T), DimSpec(POS, "position", 0)))
         lowered, *_ = lower_graph(graph, random_graph(seed), {"T": 3, "pos": 2}, seed)
@@ -67,6 +77,32 @@ def _blocks(bench: Bench) -> list[Launch]:
         y = bench.empty(f"y.{width}", "f32", (ROWS, width))
         launches += bench.op("rms_norm", [x, w], y, eps=1e-6)
         launches += bench.op("argmax", [x], bench.empty(f"best.{width}", "i32", (ROWS,)))
+    return launches
+
+
+def _fused(bench: Bench, stored: tuple[str, ...]) -> list[Launch]:
+    launches: list[Launch] = []
+    gain = bench.empty("gain", "f32", (256,))
+    for dtype in stored:
+        raw = bytes(DTYPES[dtype].nbytes(64 * 256))
+        weights = [bench.weight(f"f{i}.{dtype}", raw, dtype, (64, 256)) for i in range(2)]
+        for rows in (1, ROWS):
+            x = bench.empty(f"fused.x.{rows}", "f32", (rows, 256))
+            out = bench.empty(f"fused.y.{rows}", "f32", (rows, 128))
+            half = bench.empty(f"fused.z.{rows}", "f32", (rows, 64))
+            launches += bench.op("project", [x, gain, *weights], out, eps=1e-6)
+            launches += bench.op("swiglu", [x, gain, *weights], half, eps=1e-6)
+            launches += bench.op("matmul_add", [x, weights[0], half], out)
+    tables = [bench.empty(name, "f32", (2048, 32)) for name in ("cos", "sin")]
+    norms = [bench.empty(name, "f32", (64,)) for name in ("qn", "kn")]
+    for cache, turned in (("f32", True), ("f16", False), ("bf16", True)):
+        k, v = (bench.empty(f"{name}.{cache}", cache, (2048, 3, 64)) for name in ("fk", "fv"))
+        for rows in (1, ROWS):
+            a = bench.empty(f"a.{rows}", "f32", (rows, 15 * 64))
+            out = bench.empty(f"attended.{rows}", "f32", (rows, 576))
+            attrs = {"start": PLACE, "scale": 0.125, "interleaved": turned, "eps": 1e-6}
+            launches += bench.op("attend", [a, k, v, *tables], out, **attrs)
+            launches += bench.op("attend", [a, k, v, *tables, *norms], out, **attrs)
     return launches
 
 
