@@ -33,7 +33,7 @@ class Definition:
 
 def define(op: str, inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
     """What ``op`` stands for; raises GraphError where a rule of a plain op is broken."""
-    return _DEFINITIONS[op](inputs, attrs)
+    return DEFINITIONS[op](inputs, attrs)
 
 
 def _project(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
@@ -90,7 +90,7 @@ def _attend(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
     return Definition(value, {1: new_k, 2: new_v})
 
 
-_DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
+DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
     "project": _project,
     "swiglu": _swiglu,
     "matmul_add": _matmul_add,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fanlight.codegen.wasm import argmax, attention, gather, loops, matmul, norm
 from fanlight.codegen.wasm.blocks import STORAGE
 from fanlight.dtypes import DType
+from fanlight.ir import fused
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.kernels.target import Entry, NotYet, Storage, complete
@@ -20,7 +21,8 @@ TEMPLATES: dict[str, Entry] = {
     "rms_norm": norm.rule,
     "attention": attention.rule,
     "argmax": argmax.rule,
-    **dict.fromkeys(("project", "swiglu", "matmul_add", "attend"), NotYet("no fused kernel")),
+    # few barriers, and small steps on every thread, give what fused kernels would (order.py)
+    **dict.fromkeys(fused.DEFINITIONS, NotYet("no fused kernel")),
 }
 
 
