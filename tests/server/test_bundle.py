@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import vendor
 
 from fanlight.server import bundle
 
@@ -32,7 +31,7 @@ def test_the_same_sources_give_the_same_bytes(package: Path) -> None:
 
 
 def test_what_is_left_out(package: Path, tmp_path: Path) -> None:
-    vendor.build_python_zip(tmp_path / "out.zip", package)
+    bundle.build_python_zip(tmp_path / "out.zip", package)
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.namelist() == ["fanlight/__init__.py", "fanlight/ir/graph.py"]
 
