@@ -4,6 +4,7 @@
     /vendor/fanlight.zip  the package's Python for the browser, made anew when a source has changed
     /vendor/bundle.js     what all of that consists of, by hash
     /models/NAME          model files, whole or by Range
+    /models.json          their addresses and sizes, for the page's list
 
 In: models by name, or a folder of them. Out: an ASGI app.
 """
@@ -15,13 +16,14 @@ import threading
 from collections.abc import Callable, Mapping
 from os import PathLike, stat_result
 from pathlib import Path
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -69,6 +71,7 @@ def create_app(
     routes = [
         Route("/vendor/fanlight.zip", made.zip),
         Route("/vendor/bundle.js", made.bundle),
+        Route("/models.json", _catalogue(models or {})),
         _model_files(models or {}),
         Mount("/", _WebFiles(directory=WEB, html=True)),
     ]
@@ -120,6 +123,24 @@ def _model_files(models: Mapping[str, Path] | Path) -> BaseRoute:
         return _as_model(FileResponse(path))
 
     return Route("/models/{name:path}", answer)
+
+
+def _catalogue(models: Mapping[str, Path] | Path) -> Callable[[Request], Response]:
+    """Of a folder, the GGUF files that are there when it is asked."""
+
+    def answer(_: Request) -> Response:
+        if isinstance(models, Path):
+            found = {path.relative_to(models).as_posix(): path for path in models.rglob("*.gguf")}
+        else:
+            found = dict(models)
+        rows = [
+            {"url": f"models/{quote(name)}", "size": path.stat().st_size}
+            for name, path in sorted(found.items())
+            if path.is_file()
+        ]
+        return JSONResponse(rows, headers={"cache-control": _NEVER_KEEP})
+
+    return answer
 
 
 def _as_model(response: Response) -> Response:

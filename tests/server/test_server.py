@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import json
 import re
 import subprocess
 import sys
@@ -131,6 +132,18 @@ def test_a_folder_of_models(folder: Path) -> None:
     with serving(create_app(folder)) as url:
         assert get(f"{url}/models/deep/a.gguf", Range="bytes=0-3").body == MODEL[:4]
         assert get(f"{url}/models/deep").status == 404
+
+
+def test_the_models_are_listed(base: str, folder: Path) -> None:
+    assert json.loads(get(base + "/models.json").body) == [
+        {"url": "models/tiny.gguf", "size": len(MODEL)}
+    ]
+    with serving(create_app(folder)) as of_folder:
+        rows = json.loads(get(of_folder + "/models.json").body)
+        assert rows == [{"url": "models/deep/a.gguf", "size": len(MODEL)}]
+        assert len(get(f"{of_folder}/{rows[0]['url']}").body) == len(MODEL)
+    with serving(create_app()) as empty:
+        assert json.loads(get(empty + "/models.json").body) == []
 
 
 @pytest.mark.parametrize(
