@@ -20,7 +20,9 @@ TEMPLATES: dict[str, Entry] = {
     "rms_norm": norm.rule,
     "attention": attention.rule,
     "argmax": argmax.rule,
-    **dict.fromkeys(("project", "swiglu", "matmul_add", "attend"), NotYet("no fused kernel")),
+    **dict.fromkeys(
+        ("project", "swiglu", "matmul_add", "attend", "attend_add"), NotYet("no fused kernel")
+    ),
 }
 
 
