@@ -131,7 +131,7 @@ async function measure(model, variant, repeats) {
     out.submit_ms = (steps * 1000) / out.near_tok_s;
     const rate = await readRate(session, query.get('tiny') !== null);
     out.read_GBps = rate;
-    const kv = row.plan.includes('f16') ? 2 : 4;
+    const kv = row.kv === 'f16' ? 2 : 4;
     const perPosition = 2 * model.layers * model.kv_heads * (model.hidden / model.heads) * kv;
     for (const name of ['near', 'far']) {
       const bytes = model.bytes + perPosition * out[`${name}_position`];

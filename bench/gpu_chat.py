@@ -1,7 +1,8 @@
 """Decode and prefill of language models on a GPU in a real Chromium: speed, calls, profile, floor.
 
-    python bench/gpu_chat.py site FOLDER [--models A;B] [--variants A;B]
-        makes the folder: page, executor, plans (needs the project's environment)
+    python bench/gpu_chat.py site FOLDER [--models A;B] [--variants A;B] [--tune]
+        makes the folder: page, executor, plans (needs the project's environment); --tune: the
+        first variant with other tiles, in place of all variants
     python3 bench/gpu_chat.py run FOLDER CHROME [--models …] [--variants …] [FLAGS …]
         serves it, opens CHROME with FLAGS, prints tables; the standard library is enough
 
@@ -133,6 +134,7 @@ def main() -> None:
         command.add_argument("folder", type=Path)
         command.add_argument("--models", help="names, between them ;")
         command.add_argument("--variants", help="names, between them ;")
+    site.add_argument("--tune", action="store_true")
     run.add_argument("chrome")
     run.add_argument("--repeats", type=int, default=5)
     run.add_argument("--limit", type=float, default=540.0, help="seconds")
@@ -144,6 +146,8 @@ def main() -> None:
 
         models = args.models.split(";") if args.models else ["SmolLM2-135M", "Llama-3.2-1B"]
         variants = args.variants.split(";") if args.variants else list(gpu_chat_site.VARIANTS)
+        if args.tune:
+            variants = [variants[0], *gpu_chat_site.TILES]
         gpu_chat_site.build(args.folder, models, variants)
         return
     query = {k: v for k in ("models", "variants") if (v := getattr(args, k)) is not None}

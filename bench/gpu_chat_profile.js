@@ -57,10 +57,11 @@ export async function profile(session, plan, programs) {
     for (let i = 0; i < PASSES; i++) times.push(await timed(device, encode));
     const ms = Math.min(...times);
     const read = steps.flatMap((s) => s.buffers).filter((b) => weights.has(b));
-    const bytes = name.startsWith('gather') ? 0 : read.reduce((sum, b) => sum + (replay.bytes.get(b) ?? 0), 0);
+    const size = (buffer) => replay.bytes.get(buffer) ?? 0;
+    const bytes = name.startsWith('gather') ? 0 : read.reduce((sum, b) => sum + size(b), 0);
     out.push({
       kernel: name.replace(/_[0-9a-f]{12}$/, ''),
-      of: read[0] ?? '',
+      of: read.reduce((a, b) => (size(b) > size(a) ? b : a), ''),
       dispatches: steps.length,
       us: (ms * 1000) / steps.length,
       total_us: ms * 1000,

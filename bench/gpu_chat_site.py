@@ -12,9 +12,11 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fanlight import plan as plans
 from fanlight.archs import llama
+from fanlight.codegen.wgsl import tiles
 from fanlight.compiler import CompileOptions, compile_module
 from fanlight.dtypes import DTYPES
 from fanlight.formats.dequant import dequantise
@@ -90,8 +93,46 @@ VARIANTS: dict[str, tuple[frozenset[str], str]] = {
 }
 
 
+#: for ``--tune``: name → fields of rows of ``tiles.py`` that differ, on the first variant
+TILES: dict[str, dict[str, dict[str, Any]]] = {
+    "rows 1": {"PRODUCT": {"rows": 1}, "GATED": {"rows": 1}},
+    "rows 2": {"PRODUCT": {"rows": 2}, "GATED": {"rows": 1}},
+    "rows 8": {"PRODUCT": {"rows": 8}, "GATED": {"rows": 4}},
+    "rows 8, 1 step": {"PRODUCT": {"rows": 8, "steps": 1}, "GATED": {"rows": 4, "steps": 1}},
+    "1 step": {"PRODUCT": {"steps": 1}, "GATED": {"steps": 1}},
+    "2 steps": {"PRODUCT": {"steps": 2}, "GATED": {"steps": 2}},
+    "8 steps": {"PRODUCT": {"steps": 8}, "GATED": {"steps": 8}},
+    "8 steps, unroll 8": {
+        "PRODUCT": {"steps": 8, "unroll": 8},
+        "GATED": {"steps": 8, "unroll": 8},
+    },
+    "wide": {"PRODUCT": {"wide": True, "steps": 1}, "GATED": {"wide": True, "steps": 1}},
+    "wide, rows 8": {
+        "PRODUCT": {"wide": True, "steps": 1, "rows": 8},
+        "GATED": {"wide": True, "steps": 1, "rows": 4},
+    },
+    "splits of 64": {"DECODE": {"chunk": 64, "splits": 32}},
+    "splits of 256": {"DECODE": {"chunk": 256, "splits": 8}},
+    "combine apart": {"DECODE": {"fold": False}},
+    "combine apart, splits of 64": {"DECODE": {"fold": False, "chunk": 64, "splits": 32}},
+    "combining rows 8": {"COMBINING": {"rows": 8}},
+    "attention 64 threads": {"DECODE": {"threads": 64}},
+}
+
+
+@contextmanager
+def _tiled(name: str) -> Iterator[None]:
+    """While inside, ``tiles.py`` holds what ``TILES`` says of the variant ``name``."""
+    with ExitStack() as stack:
+        for row, fields in TILES.get(name, {}).items():
+            changed = replace(getattr(tiles, row), **fields)
+            stack.enter_context(patch.object(tiles, row, changed))
+        yield
+
+
 def build(target: Path, models: list[str], variants: list[str]) -> None:
-    """Writes the folder ``target``, replacing it."""
+    """Writes the folder ``target``, replacing it. Variants are names of ``VARIANTS`` and
+    ``TILES``."""
     shutil.rmtree(target, ignore_errors=True)
     (target / "web").mkdir(parents=True)
     web = HERE.parent / "fanlight" / "web"
@@ -109,7 +150,8 @@ def build(target: Path, models: list[str], variants: list[str]) -> None:
             file = f"{name}-{variant}.plan".replace(" ", "-").replace(",", "")
             plan = _plan(shape, weights, variant)
             (target / file).write_bytes(plans.encode(plan))
-            row["variants"][variant] = {"plan": file, **_counts(shape, variant, plan)}
+            counts = _counts(shape, variant, plan)
+            row["variants"][variant] = {"plan": file, "kv": _variant(variant)[1], **counts}
         index["models"][name] = row
     (target / "models.json").write_text(json.dumps(index))
 
@@ -143,12 +185,14 @@ def _module(shape: Shape, weights: dict[str, WeightSource], kv: str) -> Module:
     return llama.build(config, weights, {}, options)
 
 
+def _variant(name: str) -> tuple[frozenset[str], str]:
+    return VARIANTS.get(name, next(iter(VARIANTS.values())))
+
+
 def _plan(shape: Shape, weights: dict[str, WeightSource], variant: str) -> plans.Plan:
-    features, kv = VARIANTS[variant]
-    limit = 1 << 30  # a binding of a device with room; the shapes here stay below 128 MiB anyway
-    return compile_module(
-        _module(shape, weights, kv), CompileOptions("webgpu", features, max_binding=limit)
-    )
+    features, kv = _variant(variant)
+    with _tiled(variant):
+        return compile_module(_module(shape, weights, kv), CompileOptions("webgpu", features))
 
 
 def _counts(shape: Shape, variant: str, plan: plans.Plan) -> dict[str, Any]:
@@ -180,7 +224,7 @@ def _check(target: Path, variants: list[str]) -> dict[str, Any]:
     row: dict[str, Any] = {"weights": "check.weights", "bytes": size, "variants": {}}
     tokens = rng.integers(0, CHECK.vocab, CHECK_POSITIONS).tolist()
     row |= {"tokens": tokens, "vocab": CHECK.vocab}
-    for kv in {VARIANTS[v][1] for v in variants}:
+    for kv in {_variant(v)[1] for v in variants}:
         file = f"check-{kv}.logits"
         logits = _expected(_module(CHECK, weights, "f32"), values, tokens)
         (target / file).write_bytes(logits.astype("<f4").tobytes())
@@ -188,8 +232,8 @@ def _check(target: Path, variants: list[str]) -> dict[str, Any]:
     for variant in variants:
         file = f"check-{variant}.plan".replace(" ", "-").replace(",", "")
         (target / file).write_bytes(plans.encode(_plan(CHECK, weights, variant)))
-        row["variants"][variant] = {"plan": file, "logits": row[VARIANTS[variant][1]]}
-        row["variants"][variant]["bound"] = 1e-9 if VARIANTS[variant][1] == "f32" else 1e-5
+        row["variants"][variant] = {"plan": file, "logits": row[_variant(variant)[1]]}
+        row["variants"][variant]["bound"] = 1e-9 if _variant(variant)[1] == "f32" else 1e-5
     return row
 
 

@@ -9,6 +9,7 @@ Passes (``fanlight/passes``) make fused ops where a target has code for them.
     attend      a [T, (H + 2 Hk) D] (queries, keys, values), caches k and v, cos, sin and, where
                 heads have norms, their weights for q and k → attention of the rotated queries over
                 the caches, which it changes: rows start … start + T - 1 become the keys and values
+    attend_add  the inputs of attend, then w and r → r + attend(…) @ wᵀ
 """
 
 from __future__ import annotations
@@ -90,9 +91,16 @@ def _attend(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
     return Definition(value, {1: new_k, 2: new_v})
 
 
+def _attend_add(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    *attended, w, r = inputs
+    meant = _attend(tuple(attended), attrs)
+    return Definition(_matmul_add((meant.value, w, r), {}).value, meant.changed)
+
+
 DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
     "project": _project,
     "swiglu": _swiglu,
     "matmul_add": _matmul_add,
     "attend": _attend,
+    "attend_add": _attend_add,
 }

@@ -308,6 +308,7 @@ def _after(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
 
 _REDUCE: dict[str, AttrKind] = {"axes": "ints", "keep": "bool"}
 _ATTENTION: dict[str, AttrKind] = {"start": "size", "scale": "float"}
+_ATTEND: dict[str, AttrKind] = {**_ATTENTION, "interleaved": "bool", "eps": "float"}
 _NAMED: dict[str, AttrKind] = {"name": "str", "dtype": "dtype", "shape": "sizes"}
 
 _ROWS = (
@@ -336,14 +337,8 @@ _ROWS = (
     Op("project", "fused", -1, _fused("project"), {"eps": "float"}),
     Op("swiglu", "fused", 4, _fused("swiglu"), {"eps": "float"}),
     Op("matmul_add", "fused", 3, _fused("matmul_add")),
-    Op(
-        "attend",
-        "fused",
-        -1,
-        _fused("attend"),
-        {**_ATTENTION, "interleaved": "bool", "eps": "float"},
-        changes=(1, 2),
-    ),
+    Op("attend", "fused", -1, _fused("attend"), _ATTEND, changes=(1, 2)),
+    Op("attend_add", "fused", -1, _fused("attend_add"), _ATTEND, changes=(1, 2)),
     Op("after", "movement", 1, _after, {"input": "int"}),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fanlight.ir.graph import Graph, Module
-from fanlight.passes import attend, project, residual, swiglu
+from fanlight.passes import attend, attend_add, project, residual, swiglu
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ PASSES = (
     Pass("fuse gate and up", "swiglu", swiglu.run),
     Pass("fuse rope, cache and attention", "attend", attend.run),
     Pass("fuse residual sums", "matmul_add", residual.run),
+    Pass("fuse attention and its product", "attend_add", attend_add.run),
 )
 
 

@@ -20,7 +20,7 @@ from fanlight.ir.graph import Graph, Module, Node
 from fanlight.ir.ops import apply
 from fanlight.ir.text import parse_graph, print_graph
 from fanlight.ir.verify import verify_graph, verify_module
-from fanlight.passes import attend, pipeline, project, residual, swiglu
+from fanlight.passes import attend, attend_add, pipeline, project, residual, swiglu
 from fanlight.shapes import Dim, Size
 from tests import gguf_files
 from tests.modules import Interpreted, build
@@ -59,20 +59,20 @@ def test_fused_models_mean_the_same(name: str, kv: dtypes.DType, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_layer_becomes_five_ops(name: str, tmp_path: Path) -> None:
+def test_a_layer_becomes_four_ops(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     gguf_files.write(path, MODELS[name])
     module = fuse(build(path, llama.Options(scores=True)))
     layers = sum(1 for key in module.states if key.startswith("k."))
     prefill = counts(module.graphs["prefill"])  # ends with the last layer's keys and values
-    assert (prefill["attend"], prefill["update"], prefill["project"]) == (layers - 1, 2, layers)
+    ends = [prefill[op] for op in ("attend_add", "update", "project")]
+    assert ends == [layers - 1, 2, layers]
     for graph in ("step", "score"):
         found = counts(module.graphs[graph])
-        for op in ("swiglu", "attend"):
+        for op in ("swiglu", "attend_add", "matmul_add"):
             assert found[op] == layers, (graph, op)
         assert found["project"] == layers + 1
-        assert found["matmul_add"] == 2 * layers
-        gone = ("matmul", "rms_norm", "attention", "update", "rope", "silu", "add")
+        gone = ("matmul", "attend", "rms_norm", "attention", "update", "rope", "silu", "add")
         assert not any(found[op] for op in gone), graph
 
 
@@ -205,6 +205,32 @@ def test_attention() -> None:
     for change in ("other_rope", "head_norm", "later", "kept", "read", "twice"):
         graph = _attention(**{change: True})
         assert print_graph(attend.run(graph)) == print_graph(graph), change
+
+
+def test_attention_and_its_product() -> None:
+    def graph(**changes: bool) -> Graph:
+        made = attend.run(_attention())
+        values = made.outputs["y"]
+        late = apply("tanh", apply("after", values, input=1))
+        residual = apply("reshape", late, shape=(8, 4)) if changes.get("late") else None
+        if residual is None:
+            residual = ops.input_("r", F32, (T, 6))
+        else:
+            residual = apply("slice", residual, starts=(0, 0), sizes=(T, 4))
+        rows = 4 if changes.get("late") else 6
+        weight = ops.weight("o", F32, (rows, 8))
+        made.outputs["y"] = apply("matmul_add", values, weight, residual)
+        if changes.get("kept"):
+            made.outputs["values"] = values
+        return made
+
+    fused = attend_add.run(graph())
+    verify_graph(fused)
+    assert counts(fused)["attend_add"] == 1
+    assert not counts(fused)["attend"]
+    for change in ("kept", "late"):
+        made = graph(**{change: True})
+        assert print_graph(attend_add.run(made)) == print_graph(made), change
 
 
 def test_a_change_in_place_must_end_in_its_state() -> None:

@@ -1,11 +1,11 @@
-"""The fused op ``attend`` (``ir/fused.py``): rope, cache writes and causal attention.
+"""The fused ops ``attend`` and ``attend_add`` (``ir/fused.py``): rope, caches, causal attention.
 
 Many rows, or an adapter that is a CPU: caches are written, queries rotated, then ``attention.py``.
 One row on a GPU: the positions are split among workgroups, so that a long past is read by all of
 the GPU (flash decoding; Dao et al., 2023); each leaves its maximum, sum and weighted values, and a
-second kernel combines them. How many splits there are follows from the position on the device. The
-workgroup of the last split writes the row's own key and value, unless heads have norms, which leave
-no binding for it.
+second kernel combines them, or the product that follows does. How many splits there are follows
+from the position on the device. The workgroup of the last split writes the row's own key and value,
+unless heads have norms, which leave no binding for it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fanlight import dtypes
-from fanlight.codegen.wgsl import attention, blocks, maths, rope, text, tiles
+from fanlight.codegen.wgsl import attention, blocks, maths, matmul, matvec, rope, text, tiles
 from fanlight.codegen.wgsl.rope import Heads
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
-from fanlight.kernels.target import CPU, Context, Operand, Part
+from fanlight.kernels.target import CPU, SUBGROUPS, Context, Operand, Part
 from fanlight.shapes import Size, product
 
 _QUADS = "array<vec4<f32>>"
@@ -27,23 +27,63 @@ def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
     """Raises UnsupportedError for other caches or head sizes than ``attention`` takes."""
+    heads = _heads(inputs, attrs)
+    if _whole(heads, context):
+        return _many_rows(heads, output, attrs, context)
+    launches, partial = _partials(heads, attrs, context)
+    return [*launches, _combine(heads, partial, output)]
+
+
+def rule_add(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    """As :func:`rule`, and the product with its residual."""
+    *attended, w, residual = inputs
+    heads = _heads(attended, attrs)
+    if _whole(heads, context) or not tiles.DECODE.fold:
+        shape: tuple[Size, ...] = (heads.rows, heads.heads * heads.depth)
+        values = _scratch(shape, context)
+        launches = rule(attended, values, attrs, context)
+        return [*launches, *matmul.products(values, [w], output, context, residual.buffer)]
+    launches, partial = _partials(heads, attrs, context)
+    around = matvec.Surroundings(residual=residual.buffer, made=_made(heads))
+    subgroups = SUBGROUPS in context.features
+    return [*launches, *matvec.launches(partial, [w], output.buffer, around, subgroups)]
+
+
+def _heads(inputs: list[Operand], attrs: Mapping[str, Any]) -> Heads:
     a, k, v, cos, sin, *norms = inputs
-    given = tuple(norms)
-    start, turn, eps = attrs["start"], attrs["interleaved"], attrs["eps"]
-    heads = Heads(a, k, v, cos, sin, given, start, turn, eps)
     attention.check(k, v)
-    if heads.rows != 1 or CPU in context.features:
-        shape: tuple[Size, ...] = (heads.rows, heads.heads, heads.depth)
-        q = Operand(dtypes.f32, shape, (Part(0, shape[0], (context.scratch(product(shape) * 4),)),))
-        return [
-            rope.write_caches(heads, context),
-            rope.rotate(heads, q.buffer, context),
-            *attention.rule([q, k, v], output, attrs, context),
-        ]
-    first = [rope.write_caches(heads, context)] if norms else []
-    size = tiles.DECODE.splits * heads.heads * (heads.depth + 4) * 4
-    partial = context.scratch(size)
-    return [*first, _split(heads, partial, attrs["scale"]), _combine(heads, partial, output)]
+    start, turn, eps = attrs["start"], attrs["interleaved"], attrs["eps"]
+    return Heads(a, k, v, cos, sin, tuple(norms), start, turn, eps)
+
+
+def _whole(heads: Heads, context: Context) -> bool:
+    """Whether positions are not split."""
+    return heads.rows != 1 or CPU in context.features
+
+
+def _scratch(shape: tuple[Size, ...], context: Context) -> Operand:
+    buffer = context.scratch(product(shape) * 4)
+    return Operand(dtypes.f32, shape, (Part(0, shape[0], (buffer,)),))
+
+
+def _many_rows(
+    heads: Heads, output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    q = _scratch((heads.rows, heads.heads, heads.depth), context)
+    return [
+        rope.write_caches(heads, context),
+        rope.rotate(heads, q.buffer, context),
+        *attention.rule([q, heads.k, heads.v], output, attrs, context),
+    ]
+
+
+def _partials(heads: Heads, attrs: Mapping[str, Any], context: Context) -> tuple[list[Launch], str]:
+    """The launches that lead to all splits, and the buffer that they are in."""
+    partial = context.scratch(tiles.DECODE.splits * heads.heads * (heads.depth + 4) * 4)
+    first = [rope.write_caches(heads, context)] if heads.norms else []
+    return [*first, _split(heads, partial, attrs["scale"])], partial
 
 
 def _plan(heads: Heads) -> str:
@@ -197,11 +237,10 @@ def _write(heads: Heads, at_k: int, threads: int) -> str:
   storageBarrier();"""
 
 
-def _combine(heads: Heads, partial: str, output: Operand) -> WgslLaunch:
-    """The splits' values, weighted by their maxima, over their sums: a lane makes one quad."""
-    quads, threads = heads.depth // 4, 64
-    body = f"""  let at = {text.GROUP} * {threads}u + lane;
-  if (at >= {heads.heads * quads}u) {{ return; }}
+def _made(heads: Heads) -> matvec.Made:
+    """A quad of the values of all heads: the splits', weighted by their maxima, over their sums."""
+    quads = heads.depth // 4
+    code = f"""fn made(at: u32) -> vec4<f32> {{
   let head = at / {quads}u;
 {_plan(heads)}  var highest = -3.0e38;
   for (var i = 0u; i < splits; i++) {{
@@ -216,10 +255,21 @@ def _combine(heads: Heads, partial: str, output: Operand) -> WgslLaunch:
     total += weight * part.y;
     sum += weight * b0[first + at % {quads}u];
   }}
-  b1[at] = sum / total;"""
-    code = text.entry(threads, body)
+  return sum / total;
+}}
+"""
+    return matvec.Made(code, (heads.start, heads.k.shape[0]))
+
+
+def _combine(heads: Heads, partial: str, output: Operand) -> WgslLaunch:
+    """The values of all heads; a lane makes one quad."""
+    count, threads = heads.heads * heads.depth // 4, 64
+    body = f"""  let at = {text.GROUP} * {threads}u + lane;
+  if (at >= {count}u) {{ return; }}
+  b1[at] = made(at);"""
+    made = _made(heads)
+    code = made.code + text.entry(threads, body)
     bindings = (Binding(_QUADS, "read"), Binding(_QUADS, "read_write"))
-    sizes = (heads.start, heads.k.shape[0])
-    kernel = text.kernel("attend_combine", maths.functions(code) + code, bindings, sizes)
-    grid = text.fold_grid(-(-heads.heads * quads // threads))
+    kernel = text.kernel("attend_combine", maths.functions(code) + code, bindings, made.sizes)
+    grid = text.fold_grid(-(-count // threads))
     return WgslLaunch(kernel, (partial, output.buffer), grid)

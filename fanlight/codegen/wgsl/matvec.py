@@ -4,6 +4,7 @@
               and the scale is applied to the sums at the end
     residual  is added to the result
     gated     pairs of products become silu(a) * b
+    made      x is no buffer but what a function makes of one, e.g. of the splits of an attention
 
 All threads of a workgroup go along the same few rows, so each quad of x is read once for all of
 them, and their sums are added up at the end: by subgroup operations where the device has them.
@@ -43,6 +44,15 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """``code``: ``fn made(at: u32) -> vec4<f32>``, the quad ``at`` of x from the vectors of b0;
+    ``sizes``: what it reads."""
+
+    code: str
+    sizes: tuple[Size, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """See the module's text. ``gain`` and ``residual`` are names of buffers."""
 
@@ -50,6 +60,7 @@ class Surroundings:
     eps: float = 0.0
     residual: str = ""
     gated: bool = False
+    made: Made | None = None
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -99,7 +110,7 @@ def launches(
     else:
         found = [[s] for s in segments(weights)]
     out: list[WgslLaunch] = []
-    for together in _bindable(found, MAX_STORAGE - 2 - len(around.buffers)):
+    for together in _bindable(found, MAX_STORAGE - 2 - len(around.buffers) - bool(around.made)):
         kernel, grid = _kernel(together, k, around, subgroups)
         planes = [name for unit in together for s in unit for name in s.buffers]
         out.append(WgslLaunch(kernel, (x, *around.buffers, *planes, output), grid))
@@ -123,7 +134,7 @@ def _bindable(units: list[list[Segment]], most: int) -> list[list[list[Segment]]
 def _kernel(
     units: list[list[Segment]], k: int, around: Surroundings, subgroups: bool
 ) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
-    tile = tiles.GATED if around.gated else tiles.PRODUCT
+    tile = tiles.GATED if around.gated else tiles.COMBINING if around.made else tiles.PRODUCT
     flat = [s for unit in units for s in unit]
     found = [piece_of(s.dtype, tile.wide) for s in flat]
     total = sum(maximum(unit[0].rows) for unit in units)
@@ -164,7 +175,8 @@ def _kernel(
     {out}[column + first + lane] = value;
   }}"""
     code = pieces.functions(list(zip(found, numbers, strict=True)), f"{k // 4}u")
-    code += memory + text.entry(threads, body, subgroups)
+    made = around.made or Made("", ())
+    code = made.code + code + memory + text.entry(threads, body, subgroups)
     quads, floats = Binding("array<vec4<f32>>", "read"), Binding("array<f32>", "read")
     bound = [quads] + [quads] * bool(around.gain) + [floats] * bool(around.residual)
     bound += [b for piece in found for b in pieces.bindings(piece)]
@@ -174,7 +186,7 @@ def _kernel(
         f"{_label(around)}_{kinds}",
         maths.functions(code) + code,
         tuple(bound),
-        (k, *(s.rows for s in flat)),
+        (k, *(s.rows for s in flat), *made.sizes),
         ("subgroups",) if subgroups else (),
     )
     return kernel, text.fold_grid(groups)
@@ -183,6 +195,8 @@ def _kernel(
 def _label(around: Surroundings) -> str:
     if around.gated:
         return "swiglu"
+    if around.made:
+        return "combine_matvec_add"
     return "project" if around.gain else "matvec_add" if around.residual else "matvec"
 
 
@@ -208,7 +222,8 @@ def _loop(
         place = f"first + {r}u" if fits else f"min(first + {r}u, rows - 1u)"
         return f"{place} + {base}u" if base else place
 
-    loads = "\n".join(f"      let x{i} = b0[{at}];" for i, at in enumerate(piece.at))
+    form = "made({})" if around.made else "b0[{}]"
+    loads = "\n".join(f"      let x{i} = {form.format(at)};" for i, at in enumerate(piece.at))
     names = [f"x{i}" for i in range(len(piece.at))]
     squares = ""
     if around.gain:

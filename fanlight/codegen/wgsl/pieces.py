@@ -34,9 +34,10 @@ class Piece:
 _WORD = """let w = P0[row * (QUADS / 2u) + s];
   let unit = row * (QUADS / 8u) + s / 4u;
 """
-_DOT = "dot(nibbles(w), x[0]) + dot(nibbles(w >> 4u), x[1])"
+# odd blocks take their second quad first: then 32 lanes' quads are 4 whole lines of 128 bytes
+_DOT = "dot(nibbles(w >> (s & 4u)), x[0]) + dot(nibbles(w >> (4u - (s & 4u))), x[1])"
 _SUM = "dot(x[0] + x[1], vec4<f32>(1.0))"
-_HALVES = ("(s / 4u) * 8u + (s & 3u)", "(s / 4u) * 8u + (s & 3u) + 4u")
+_HALVES = ("(s / 4u) * 8u + (s & 7u)", "(s / 4u) * 8u + ((s & 7u) ^ 4u)")
 _WORDS = "array<u32>"
 
 PIECES: dict[str, Piece] = {

@@ -34,6 +34,7 @@ TEMPLATES: dict[str, Entry] = {
     "swiglu": fused.swiglu,
     "matmul_add": fused.matmul_add,
     "attend": attend.rule,
+    "attend_add": attend.rule_add,
 }
 
 

@@ -38,14 +38,19 @@ class Vector:
 @dataclass(frozen=True, slots=True)
 class Decode:
     """Attention of one row. Positions are split among at most ``splits`` workgroups of ``threads``
-    threads, each with ``chunk`` positions or more, for up to ``together`` heads that share keys."""
+    threads, each with ``chunk`` positions or more, for up to ``together`` heads that share keys.
+    ``fold``: the product that follows combines the splits, in each of its workgroups; otherwise a
+    dispatch does."""
 
     splits: int
     chunk: int
     threads: int
     together: int
+    fold: bool
 
 
 PRODUCT = Vector(rows=4, groups=256, least=32, most=256, steps=4, unroll=4, wide=False)
 GATED = Vector(rows=2, groups=256, least=32, most=256, steps=4, unroll=4, wide=False)
-DECODE = Decode(splits=32, chunk=64, threads=128, together=4)
+#: the product that combines splits: few workgroups, since each reads all splits
+COMBINING = Vector(rows=16, groups=128, least=32, most=256, steps=1, unroll=4, wide=False)
+DECODE = Decode(splits=16, chunk=128, threads=128, together=4, fold=True)

@@ -122,6 +122,7 @@ def test_swapped_nibbles_fail(rows: int, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(blocks.ROWS, "q4_1", wrong)
     piece = pieces.PIECES["q4_1"]
     crossed = piece.body.replace("x[0])", "TEMP").replace("x[1])", "x[0])").replace("TEMP", "x[1])")
+    assert crossed != piece.body
     monkeypatch.setitem(pieces.PIECES, "q4_1", replace(piece, body=crossed))
     error, _ = product_error("q4_1", rows, 64, 256, seed=2)
     assert error > 1e-2

@@ -7,12 +7,14 @@ other way.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fanlight.codegen.wgsl import tiles
+from fanlight.codegen.wgsl import attend as kernels
+from fanlight.codegen.wgsl import matvec, rope, tiles
 from fanlight.dtypes import DTYPES
 from fanlight.ir.graph import Graph, Node
 from fanlight.ir.interpreter import Interpreter
@@ -129,8 +131,10 @@ def attend(
     interleaved: bool = True,
     normed: bool = False,
     half: int | None = None,
+    add: str = "",
 ) -> tuple[float, float]:
-    """NMSE of the values and of the caches. ``sizes``: heads, groups, depth, context."""
+    """NMSE of the values and of the caches. ``sizes``: heads, groups, depth, context. ``add``: a
+    product and a residual follow, its weight of this dtype."""
     heads, groups, depth, context = sizes
     rng = np.random.default_rng(start + rows)
     half = depth // 2 if half is None else half
@@ -148,9 +152,13 @@ def attend(
     }
     if normed:
         values |= {n: rng.standard_normal(depth, dtype=np.float32) for n in ("qn", "kn")}
+    if add:
+        raw, values["w"] = stored(add, 130, heads * depth, seed=rows)
+        values["r"] = rng.standard_normal((rows, 130), dtype=np.float32)
+    op = "attend_add" if add else "attend"
     attrs = {"scale": depth**-0.5, "interleaved": interleaved, "eps": 1e-6 if normed else 0.0}
     states = {"k": cache, "v": cache}
-    wanted, after = meaning("attend", values, {**attrs, "start": start}, {}, states)
+    wanted, after = meaning(op, values, {**attrs, "start": start}, {}, states)
 
     bench = Bench(dims=(DimSpec(T), DimSpec(POS, "control", 4)), features=frozenset({hint}))
     bench.value("control", np.array([9, start, 9], "<i4"), "i32")
@@ -160,9 +168,12 @@ def attend(
         stored_as = states.get(name, "f32")
         data = (value.view("u4") >> 16).astype("u2") if stored_as == "bf16" else value
         shape = (count, *value.shape[1:]) if name == "a" else value.shape
-        inputs.append(bench.value(name, data, stored_as, shape))
-    out = bench.empty("y", "f32", (rows, heads * depth))
-    launches = bench.op("attend", inputs, out, start=POS, **attrs)
+        if name == "w":
+            inputs.append(bench.weight("w", raw, add, (130, heads * depth)))
+        else:
+            inputs.append(bench.value(name, data, stored_as, shape))
+    out = bench.empty("y", "f32", wanted.shape)
+    launches = bench.op(op, inputs, out, start=POS, **attrs)
     got = bench.run(launches, ["y", "k", "v"], {"T": rows})
     errors = []
     for name, raw in zip("kv", got[1:], strict=True):
@@ -210,21 +221,26 @@ def test_attend_far_on(start: int) -> None:
     assert max(attend(1, start, (4, 1, 16, 4096))) < TOLERANCE
 
 
+@pytest.mark.parametrize("hint", ["", "subgroups", "cpu"])
+@pytest.mark.parametrize("fold", [True, False])
+def test_attention_and_its_product(fold: bool, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, fold))
+    for rows, start, normed in ((1, 0, False), (1, 700, False), (1, 130, True), (5, 90, False)):
+        for kind in ("q4_0", "q8_0"):
+            sizes = (8, 2, 64, 768)
+            errors = attend(rows, start, sizes, hint=hint, normed=normed, add=kind)
+            assert max(errors) < TOLERANCE
+
+
 def test_a_split_that_is_left_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance tells a wrong kernel from a right one."""
-    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4))
+    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, False))
     assert attend(1, 700, (9, 3, 64, 768))[0] < TOLERANCE
-    from fanlight.codegen.wgsl import attend as kernels
+    made = kernels._made
 
-    made = kernels._combine
+    def wrong(heads: rope.Heads) -> matvec.Made:
+        right = made(heads)
+        return replace(right, code=right.code.replace("i < splits", "i < splits - 1u"))
 
-    def wrong(heads: Any, partial: str, output: Operand) -> Any:
-        launch = made(heads, partial, output)
-        text = launch.kernel.text.replace("i < splits", "i < splits - 1u")
-        kernel = type(launch.kernel)(
-            "wrong", text, launch.kernel.bindings, launch.kernel.dims, launch.kernel.features
-        )
-        return type(launch)(kernel, launch.buffers, launch.grid)
-
-    monkeypatch.setattr(kernels, "_combine", wrong)
+    monkeypatch.setattr(kernels, "_made", wrong)
     assert attend(1, 700, (9, 3, 64, 768))[0] > 1e-6
