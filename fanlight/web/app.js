@@ -15,8 +15,10 @@
 //    resident_bytes}                                                   what the plan holds on the device
 // or {error: {code, message, what, where, hint}}. `performance` has the marks fanlight:start, fanlight:loaded,
 // fanlight:ready, fanlight:first-piece, fanlight:done; a dispatched `fanlight:piece` event holds each piece.
+// `window.fanlightKept` is a promise: the page is kept for visits without network.
 
 import { AbortedError, FanlightError, pipeline, start } from './fanlight.js';
+import { isolate, keepApp } from './offline.js';
 
 /** @typedef {import('./fanlight.js').Generator} Generator */
 /** @typedef {import('./fanlight.js').Generation} Generation */
@@ -329,6 +331,7 @@ const device = query.get('device');
 if ([...deviceInput.options].some(({ value }) => value === device)) deviceInput.value = device ?? 'auto';
 const prompt = query.get('prompt');
 if (prompt) promptInput.value = prompt;
+if (await isolate()) await new Promise(() => {}); // the page begins anew
 if (query.get('auto') === '1' && modelInput.value) {
   const rest = Number(query.get('rest'));
   if (rest > 0) {
@@ -342,3 +345,4 @@ if (query.get('auto') === '1' && modelInput.value) {
     void ask(prompt);
   }
 }
+/** @type {any} */ (window).fanlightKept = keepApp(); // not before: it would take time from what is waited for

@@ -15,3 +15,5 @@ interface DedicatedWorkerGlobalScope extends EventTarget {
 interface Window {
   fanlightBundle: import('../bundle.js').Bundle;
 }
+
+declare function importScripts(...urls: string[]): void;
