@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fanlight.errors import InputError
+from fanlight.archs import llama
+from fanlight.errors import InputError, PlanError
 from fanlight.hub.files import LocalFile, ModelFile
-from fanlight.runtime.backend import choose
+from fanlight.runtime.backend import Device, check_device, choose
 from fanlight.runtime.session import ProgressCallback
 from fanlight.tasks.text_generation import TextGeneration
 
@@ -39,9 +41,33 @@ async def pipeline(
         if name not in known:
             raise InputError("unknown option", got=name, wanted=", ".join(known))
     checked = kind.check_options(**options)
-    backend = await choose(device, relaxed_simd=relaxed_simd)
+    wanted = check_device(device)
+    if sys.platform == "emscripten":
+        return await _pipeline_in_page(kind, str(model), wanted, relaxed_simd, checked, progress)
+    backend = await choose(wanted, relaxed_simd=relaxed_simd)
     file = await open_model(str(model), progress)
     return await kind.create(file, backend, checked, progress)
+
+
+async def _pipeline_in_page(
+    kind: type[TextGeneration],
+    model: str,
+    device: Device,
+    relaxed_simd: bool,
+    options: llama.Options,
+    progress: ProgressCallback | None,
+) -> TextGeneration:
+    """What an earlier visit kept, or else a new one, which is kept for the next visit."""
+    from fanlight.runtime import pyodide
+
+    if (kept := pyodide.kept(model)) is not None:
+        with suppress(PlanError):  # an executor that has changed; it forgets such a plan
+            return await kind.resume(kept, options)
+    backend = await choose(device, relaxed_simd=relaxed_simd)
+    file = await open_model(model, progress)
+    made = await kind.create(file, backend, options, progress)
+    await pyodide.keep(model, made.session, made.notes(), made.tokenizer.encoder.dump())
+    return made
 
 
 async def open_model(model: str, progress: ProgressCallback | None = None) -> ModelFile:

@@ -48,7 +48,9 @@ def main() -> None:
 
 def make() -> bool:
     """True if the snapshots were made anew. Older ones are removed. Raises SnapshotError."""
-    made = vendor.bundle.python_id((vendor.VENDOR / "fanlight.zip").read_bytes())
+    package = vendor.VENDOR / "fanlight.zip"
+    vendor.bundle.build_python_zip(package)
+    made = vendor.bundle.python_id(package.read_bytes())
     folder = vendor.VENDOR / "python"
     if (folder / made).is_dir():
         return False

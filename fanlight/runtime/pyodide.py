@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ async def choose(
 
     Raises DeviceError."""
     executor = Executor()
-    found = await executor.ask("probe")
+    found = await executor.ask("probe", {"device": device})
     gpu = found.webgpu
     if device == "webgpu" and not gpu:
         raise DeviceError(
@@ -172,6 +173,38 @@ class _Backend:
         return _Session(self._executor, int(reply.session), _info(reply.info))
 
 
+class Kept:
+    """What an earlier visit kept: ``notes`` (JSON) of the task, and ``encoder`` of its tokeniser,
+    an object of ``web/text.js``. The executor is loading its plan already."""
+
+    def __init__(self, loading: int, notes: str, encoder: Any) -> None:
+        self.notes: dict[str, Any] = json.loads(notes)
+        self.encoder, self._loading = encoder, loading
+
+    async def session(self) -> Session:
+        """The session, once it is loaded. Raises PlanError, StoreError, DeviceError."""
+        executor = Executor()
+        reply = await executor.ask("loaded", {"loading": self._loading})
+        return _Session(executor, int(reply.session), _info(reply.info))
+
+
+def kept(model: str) -> Kept | None:
+    """What the page has found of an earlier visit for a key that ``fanlight_js.opened`` knows."""
+    found = _bridge().opened.get(model)
+    if not found or found.kept.loading is None:
+        return None
+    return Kept(int(found.kept.loading), str(found.kept.notes), found.kept.encoder)
+
+
+async def keep(model: str, session: Session, notes: Mapping[str, Any], encoder: str) -> None:
+    """Keeps a session's plan for later visits, with all that :class:`Kept` has; ``encoder``: what
+    text.js makes one of."""
+    found = _bridge().opened.get(model)
+    if found and found.kept.key is not None:
+        assert isinstance(session, _Session)
+        await session.keep(str(found.kept.key), f"{json.dumps(notes)}\n{encoder}")
+
+
 class _Session:
     """See ``runtime/session.py``."""
 
@@ -198,6 +231,9 @@ class _Session:
     ) -> AsyncGenerator[bytes, None]:
         fields = {"program": program, "times": times, "read": read, "dims": dict(dims or {})}
         return self._executor.stream("repeat", {"session": self._handle, **fields})
+
+    async def keep(self, key: str, notes: str) -> None:
+        await self._executor.ask("keep", {"session": self._handle, "key": key, "notes": notes})
 
     async def dispose(self) -> None:
         await self._executor.ask("dispose", {"session": self._handle})

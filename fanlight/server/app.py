@@ -45,6 +45,8 @@ MEDIA_TYPES = {
     ".zip": "application/zip",
 }
 _REVALIDATE = "no-cache"  # kept, but asked for every time: a 304 costs nothing on loopback
+# How long a browser that has the page believes that there is no newer one, and asks nothing at all.
+_VERSION = "max-age=600"
 _NEVER_KEEP = "no-store"  # the page's own store keeps models; a second copy would be waste
 
 
@@ -87,7 +89,8 @@ class _WebFiles(StaticFiles):
         status_code: int = 200,
     ) -> Response:
         response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers["cache-control"] = _REVALIDATE
+        worker = Path(full_path).name == "service_worker.js"
+        response.headers["cache-control"] = _VERSION if worker else _REVALIDATE
         media_type = MEDIA_TYPES.get(Path(full_path).suffix)
         if media_type and response.status_code != 304:
             response.headers["content-type"] = media_type
@@ -161,11 +164,11 @@ class _Made:
 
     def zip(self, request: Request) -> Response:
         """``fanlight.zip``."""
-        return _answer(request, self._fresh(), ".zip")
+        return _answer(request, self._fresh(), ".zip", _REVALIDATE)
 
     def bundle(self, request: Request) -> Response:
         """``bundle.js``."""
-        return _answer(request, bundle_script(self._fresh()), ".js")
+        return _answer(request, bundle_script(self._fresh()), ".js", _VERSION)
 
     def _fresh(self) -> bytes:
         with self._lock:
@@ -180,9 +183,9 @@ class _Made:
             return self._zip
 
 
-def _answer(request: Request, content: bytes, suffix: str) -> Response:
+def _answer(request: Request, content: bytes, suffix: str, keep: str) -> Response:
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"etag": etag, "cache-control": _REVALIDATE}
+    headers = {"etag": etag, "cache-control": keep}
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=MEDIA_TYPES[suffix], headers=headers)

@@ -11,7 +11,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fanlight import dtypes
 from fanlight.archs import llama
@@ -23,8 +23,15 @@ from fanlight.ir.graph import Module, WeightSource
 from fanlight.runtime.backend import Backend
 from fanlight.runtime.session import Progress, ProgressCallback, Session
 from fanlight.text.chat_template import render
-from fanlight.text.gguf_tokenizer import tokenizer_from_gguf
-from fanlight.text.tokenizer import StreamDecoder, Tokenizer
+from fanlight.text.gguf_tokenizer import (
+    GgufTokenizer,
+    tokenizer_from_gguf,
+    tokenizer_from_notes,
+)
+from fanlight.text.tokenizer import StreamDecoder
+
+if TYPE_CHECKING:
+    from fanlight.runtime.pyodide import Kept
 
 Messages = Sequence[Mapping[str, Any]]
 _FILE = "model"
@@ -39,15 +46,14 @@ class TextGeneration:
 
     def __init__(
         self,
-        backend: Backend,
         session: Session,
-        tokenizer: Tokenizer,
+        tokenizer: GgufTokenizer,
         template: str,
         options: llama.Options,
         context: int,
         timings: dict[str, float],
     ) -> None:
-        self.backend, self.session, self.tokenizer = backend, session, tokenizer
+        self.session, self.tokenizer = session, tokenizer
         self.template, self.options, self.context = template, options, context
         self.timings = timings
         self.turn = asyncio.Lock()
@@ -100,7 +106,25 @@ class TextGeneration:
         clock.lap("load_ms")
         size = module.device_dims[0].dim.max  # rounded up
         size = min(size, options.context or size)
-        return cls(backend, session, tokenizer, template, options, size, clock.laps)
+        return cls(session, tokenizer, template, options, size, clock.laps)
+
+    def notes(self) -> dict[str, Any]:
+        """What :meth:`resume` needs beside session and encoder; JSON."""
+        tokenizer = self.tokenizer.notes()
+        return {"template": self.template, "context": self.context, "tokenizer": tokenizer}
+
+    @classmethod
+    async def resume(cls, kept: Kept, options: llama.Options) -> TextGeneration:
+        """As :meth:`create` left it in an earlier visit. Raises PlanError, StoreError,
+        DeviceError."""
+        clock = _Clock()
+        tokenizer = tokenizer_from_notes(kept.notes["tokenizer"], kept.encoder)
+        clock.lap("tokenizer_ms")
+        session = await kept.session()
+        clock.lap("load_ms")
+        laps = {"header_ms": 0.0, "compile_ms": 0.0} | clock.laps
+        template, context = kept.notes["template"], kept.notes["context"]
+        return cls(session, tokenizer, template, options, context, laps)
 
     def stream(self, prompt: str | Messages, *, max_new_tokens: int = 256) -> Generation:
         """Starts an answer of at most ``max_new_tokens`` tokens. Raises InputError, TemplateError.

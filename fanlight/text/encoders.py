@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from fanlight.errors import FormatError, MissingDependencyError
 
@@ -68,6 +68,9 @@ class Encoder(Protocol):
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Ids of ``text``, which holds no lone surrogate; nothing is added before or after."""
 
+    def dump(self) -> str:
+        """Text from which ``text.js`` makes this encoder again, on one line."""
+
 
 def create_encoder(source: TokenizerJson) -> Encoder:
     """The encoder of this home. Raises FormatError where the library refuses the tokeniser, and
@@ -83,7 +86,7 @@ class _NativeEncoder:
             raise MissingDependencyError(
                 "the package tokenizers is needed", hint='Run: pip install "fanlight[native]"'
             ) from error
-        text = source.text()
+        self._source, text = source, source.text()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
@@ -96,22 +99,72 @@ class _NativeEncoder:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def dump(self) -> str:
+        merges = [merge for piece in self._source.merge_pieces() for merge in piece]
+        head = json.dumps(self._source.head)
+        return json.dumps({"head": head, "tokens": list(self._source.tokens), "merges": merges})
+
 
 class _BrowserEncoder:
     def __init__(self, source: TokenizerJson) -> None:
         bridge: Any = importlib.import_module("fanlight_js")
         errors: Any = importlib.import_module("pyodide.ffi")
         try:
-            self._encoder = bridge.createTokenizer(json.dumps(source.head))
+            self.js = bridge.createTokenizer(json.dumps(source.head))
             for piece in source.token_pieces():
-                self._encoder.addTokens(json.dumps(piece))
+                self.js.addTokens(json.dumps(piece))
             for piece in source.merge_pieces():
-                self._encoder.addMerges(json.dumps(piece))
+                self.js.addMerges(json.dumps(piece))
             bridge.tellCollector(_GARBAGE)
         except errors.JsException as error:
             raise FormatError("tokenizers.js refuses the tokenizer", got=error) from error
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        # an Int32Array, seen as a memoryview
-        ids: list[int] = self._encoder.encode(text, parse_special).to_py().tolist()
-        return ids
+        return _encode(self.js, text, parse_special)
+
+    def dump(self) -> str:
+        return str(self.js.dump())
+
+
+class RestoredEncoder:
+    """The encoder that ``text.js`` made of a ``dump``; its tokens never become Python's."""
+
+    def __init__(self, js: Any) -> None:
+        self.js, self.tokens = js, _Tokens(js)
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """See :class:`Encoder`."""
+        return _encode(self.js, text, parse_special)
+
+    def dump(self) -> str:
+        """See :class:`Encoder`."""
+        return str(self.js.dump())
+
+
+class _Tokens(Sequence[str]):
+    """Texts of tokens by id."""
+
+    def __init__(self, js: Any) -> None:
+        self._js, self._count = js, int(js.tokens)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return str(self._js.token(index))
+
+
+def _encode(js: Any, text: str, parse_special: bool) -> list[int]:
+    # an Int32Array, seen as a memoryview
+    ids: list[int] = js.encode(text, parse_special).to_py().tolist()
+    return ids

@@ -14,7 +14,7 @@ from typing import Any
 
 from fanlight.errors import FormatError, InputError, UnsupportedError
 from fanlight.text import pretokenizers
-from fanlight.text.encoders import Encoder, TokenizerJson, create_encoder
+from fanlight.text.encoders import Encoder, RestoredEncoder, TokenizerJson, create_encoder
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 MAX_PIECE = 256  # characters of a SentencePiece token; training allows 16 unless told
@@ -33,6 +33,14 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> GgufTokenizer:
     """The tokeniser of a file. Raises FormatError for missing or malformed keys, UnsupportedError
     naming a model or pre-tokeniser that is not known, MissingDependencyError."""
     return GgufTokenizer(metadata, create_encoder(tokenizer_json(metadata)))
+
+
+def tokenizer_from_notes(notes: Mapping[str, Any], js: Any) -> GgufTokenizer:
+    """The tokeniser that made ``notes`` (:meth:`GgufTokenizer.notes`). ``js``: its encoder, as
+    :class:`fanlight.text.encoders.RestoredEncoder` wants it."""
+    encoder = RestoredEncoder(js)
+    metadata = notes["metadata"] | {"tokenizer.ggml.tokens": encoder.tokens}
+    return GgufTokenizer(metadata, encoder, dict(notes["added"]))
 
 
 def tokenizer_json(metadata: Mapping[str, Any]) -> TokenizerJson:
@@ -253,13 +261,24 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 class GgufTokenizer:
     """The :class:`fanlight.text.tokenizer.Tokenizer` of a GGUF file's metadata, encoding by
-    ``encoder``. Raises FormatError for malformed keys."""
+    ``encoder``. ``added``: the tokens that :func:`_added` finds, if they are known. Raises
+    FormatError for malformed keys."""
 
-    def __init__(self, metadata: Mapping[str, Any], encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        encoder: Encoder,
+        added: Mapping[int, bool] | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self._metadata = {
+            key: value
+            for key, value in metadata.items()
+            if key.startswith("tokenizer.ggml.") and isinstance(value, str | int | float)
+        }
         self._byte_level = _model(metadata) == "gpt2"
         self._tokens = tokens = _strings(metadata, "tokens")
-        self._added = _added(metadata, tokens)
+        self._added = _added(metadata, tokens) if added is None else added
         self.vocab_size = count = len(tokens)
         self.strips_space = not self._byte_level and _flag(metadata, "add_space_prefix", True)
         self.bos_id = _id(metadata, "bos_token_id", count, None if self._byte_level else 1)
@@ -272,6 +291,10 @@ class GgufTokenizer:
         self._add_bos = _flag(metadata, "add_bos_token", add_bos)
         self._add_eos = _flag(metadata, "add_eos_token", False)
 
+    def notes(self) -> dict[str, Any]:
+        """What :func:`tokenizer_from_notes` needs beside the encoder; JSON."""
+        return {"metadata": self._metadata, "added": list(self._added.items())}
+
     def _find_ends(self, metadata: Mapping[str, Any]) -> frozenset[int]:
         ids = {_id(metadata, key, self.vocab_size, None) for key in _END_KEYS} | {self._eos_id}
         texts = {self._tokens[i]: i for i, special in self._added.items() if special}
@@ -282,7 +305,7 @@ class GgufTokenizer:
 
     def encode(self, text: str, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """See :meth:`fanlight.text.tokenizer.Tokenizer.encode`."""
-        ids = self._encoder.encode(_SURROGATE.sub("\ufffd", text), parse_special)
+        ids = self.encoder.encode(_SURROGATE.sub("\ufffd", text), parse_special)
         if add_special and self._add_bos and self.bos_id is not None:
             ids.insert(0, self.bos_id)
         if add_special and self._add_eos and self._eos_id is not None:

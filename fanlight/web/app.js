@@ -17,11 +17,13 @@
 //    resident_bytes}                                                   what the plan holds on the device
 // or {error: {code, message, what, where, hint}}. `performance` has the marks fanlight:start, fanlight:loaded,
 // fanlight:ready, fanlight:first-piece, fanlight:done; a dispatched `fanlight:piece` event holds each piece.
+// `window.fanlightKept` is a promise: the page is kept for visits without network.
 
 import { forget, remember, remembered } from './app_memory.js';
 import { isKept, listModels } from './app_models.js';
 import { Stages, megabytes } from './app_stages.js';
 import { AbortedError, FanlightError, kept, pipeline, start } from './fanlight.js';
+import { isolate, keepApp } from './offline.js';
 
 /** @typedef {import('./fanlight.js').Generator} Generator */
 /** @typedef {import('./fanlight.js').Generation} Generation */
@@ -359,6 +361,7 @@ const device = query.get('device');
 if ([...deviceInput.options].some(({ value }) => value === device)) deviceInput.value = device ?? 'auto';
 const prompt = query.get('prompt');
 if (prompt) promptInput.value = prompt;
+if (await isolate()) await new Promise(() => {}); // the page begins anew
 if (scripted && modelInput.value) {
   const rest = Number(query.get('rest'));
   if (rest > 0) {
@@ -388,3 +391,4 @@ async function goOn() {
   modelInput.value = last.model;
   if (await isKept(last.model)) await load(last.model);
 }
+/** @type {any} */ (window).fanlightKept = keepApp(); // not before: it would take time from what is waited for

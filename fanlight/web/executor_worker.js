@@ -2,12 +2,15 @@
 // parent and from every port that was connected. It has no Python and knows no models. The requests
 // are the keys of HANDLERS; handles are numbers, valid on every port.
 
-import { AbortedError, InputError, throwIfAborted } from './errors.js';
+import { bundle } from './bundle.js';
+import { AbortedError, InputError, PlanError, throwIfAborted } from './errors.js';
 import * as gpu from './gpu.js';
 import { adapterName, limitsOf, requestAdapter } from './gpu_device.js';
 import { readPlan } from './plan.js';
+import * as plans from './plan_store.js';
 import { Channel, Transfer } from './protocol.js';
 import * as store from './store.js';
+import { canKeep } from './store_cache.js';
 import * as wasm from './wasm.js';
 
 /** @typedef {import('./protocol.js').Context} Context */
@@ -46,9 +49,16 @@ function moved(bytes) {
   return new Transfer(bytes, [bytes.buffer]);
 }
 
-/** What this browser can do. */
-async function probe() {
-  const adapter = await requestAdapter();
+/** @type {Map<number, ArrayBuffer>} plans of sessions, until they are kept */
+const planBytes = new Map();
+/** @type {Map<number, {loaded: Promise<Loaded>, control: AbortController, listeners: Set<(event: any) => void>}>} */
+const loadings = new Map();
+
+/** @typedef {{session: number, info: import('./session.js').SessionInfo}} Loaded */
+
+/** What this browser can do, as far as it matters for `device`. @param {string} device */
+async function abilities(device) {
+  const adapter = device === 'wasm' ? null : await requestAdapter();
   const webgpu = adapter && {
     name: adapterName(adapter),
     fallback: adapter.info.isFallbackAdapter,
@@ -60,10 +70,51 @@ async function probe() {
     isolated: globalThis.crossOriginIsolated,
     threads: wasm.canShareMemory(),
     relaxed_simd: WebAssembly.validate(RELAXED_SIMD),
+  };
+}
+
+/** {device?} → {webgpu, isolated, threads, relaxed_simd, cores, memory_gb, storage}; `webgpu` is null for `wasm`.
+ * @type {Handler} */
+async function probe({ device = 'auto' }) {
+  return {
+    ...(await abilities(device)),
     cores: navigator.hardwareConcurrency,
     memory_gb: /** @type {any} */ (navigator).deviceMemory ?? null,
     storage: (await navigator.storage?.estimate?.()) ?? null,
   };
+}
+
+/**
+ * @param {ArrayBuffer} plan @param {Record<string, number> | number} names the plan's files, or its only one
+ * @param {import('./session.js').LoadOptions} options @returns {Promise<Loaded>}
+ */
+async function load(plan, names, options) {
+  const { target, weights } = readPlan(plan);
+  const entries = typeof names === 'number'
+    ? weights.flatMap(({ source }) => (source.file === undefined ? [] : [[source.file, names]]))
+    : Object.entries(names);
+  const given = new Map(
+    /** @type {[string, number][]} */ (entries).map(([name, handle]) => [name, held(files, handle, 'file')]),
+  );
+  const executor = target === 'webgpu' ? gpu : wasm;
+  /** @type {Session} */
+  const session = await executor.load(plan, given, options);
+  if (options.signal?.aborted) await session.dispose();
+  throwIfAborted(options.signal);
+  const handle = nextHandle++;
+  sessions.set(handle, session);
+  planBytes.set(handle, plan);
+  return { session: handle, info: session.info };
+}
+
+/** Loads a kept plan in the background. @param {string} key @param {ArrayBuffer} plan @param {number} file */
+function begin(key, plan, file) {
+  const [control, listeners, handle] = [new AbortController(), new Set(), nextHandle++];
+  const progress = (/** @type {any} */ event) => listeners.forEach((listener) => listener(event));
+  const loaded = load(plan, file, { signal: control.signal, progress });
+  loaded.catch((error) => (error instanceof PlanError ? plans.forget(key) : null)).catch(() => {});
+  loadings.set(handle, { loaded, control, listeners });
+  return handle;
 }
 
 /** @type {Record<string, Handler>} */
@@ -109,17 +160,43 @@ const HANDLERS = {
    * compile, load.
    */
   async load({ plan, files: names, options = {} }, { signal, progress }) {
-    const given = new Map(
-      Object.entries(names).map(([name, handle]) => [name, held(files, handle, 'file')]),
-    );
-    const executor = readPlan(plan).target === 'webgpu' ? gpu : wasm;
-    /** @type {Session} */
-    const session = await executor.load(plan, given, { ...options, signal, progress });
-    if (signal.aborted) await session.dispose();
-    throwIfAborted(signal);
-    const handle = nextHandle++;
-    sessions.set(handle, session);
-    return { session: handle, info: session.info };
+    return load(plan, names, { ...options, signal, progress });
+  },
+
+  /**
+   * {file, task, device, options} → {key, loading, notes}: whether an earlier visit kept a plan for
+   * all that; then it is being loaded already. `loading` is null where there is none, `key` where
+   * nothing can be kept.
+   */
+  async resume({ file, task, device, options }) {
+    const { identity } = held(files, file, 'file');
+    if (!canKeep()) return { key: null, loading: null, notes: null };
+    const able = await abilities(device);
+    const key = await plans.keyOf(bundle.python.id, task, device, options, able, identity);
+    const kept = await plans.take(key);
+    if (!kept) return { key, loading: null, notes: null };
+    return { key, loading: begin(key, kept.plan, file), notes: kept.notes };
+  },
+
+  /** {loading} → {session, info}, as `load`; progress from now on. */
+  async loaded({ loading }, { progress }) {
+    const { loaded, listeners } = held(loadings, loading, 'loading');
+    listeners.add(progress);
+    try {
+      return await loaded;
+    } finally {
+      listeners.delete(progress);
+    }
+  },
+
+  /** {session, key, notes} → null; the session's plan is kept in the background. */
+  keep({ session, key, notes }) {
+    const plan = planBytes.get(session);
+    planBytes.delete(session);
+    if (plan) {
+      plans.keep(key, { plan, notes }).catch((error) => console.warn('A plan is not kept:', error));
+    }
+    return null;
   },
 
   /** {session, program, feeds?: {name: Uint8Array}, dims?} → null. */
@@ -140,10 +217,15 @@ const HANDLERS = {
     return null;
   },
 
-  /** {session} or {file} → null; what is gone already is no error. */
-  async dispose({ session, file }) {
+  /** {session}, {file} or {loading}, with its session → null; what is gone already is no error. */
+  async dispose({ session, file, loading }) {
+    const begun = loadings.get(loading);
+    loadings.delete(loading);
+    begun?.control.abort();
+    session ??= await begun?.loaded.then(({ session }) => session, () => undefined);
     const [gone, closed] = [sessions.get(session), files.get(file)];
     sessions.delete(session);
+    planBytes.delete(session);
     files.delete(file);
     await Promise.all([gone?.dispose(), closed?.close()]);
     return null;
@@ -164,7 +246,7 @@ const HANDLERS = {
 
   /** {url?} → null; forgets one file, or all. */
   async remove({ url }) {
-    await (url === undefined ? store.clear() : store.remove(url));
+    await (url === undefined ? Promise.all([store.clear(), plans.clear()]) : store.remove(url));
     return null;
   },
 

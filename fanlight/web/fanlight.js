@@ -86,8 +86,11 @@ export async function pipeline(task, model, { device = 'auto', progress = () => 
   throwIfAborted(signal);
   const source = model instanceof Blob ? model : address(model);
   const { executor, python } = workers();
+  /** @type {{loading: number | null}} */
+  let resumed = { loading: null };
   const close = async (/** @type {OpenedFile} */ file, /** @type {{pipeline: number} | null} */ made) => {
     if (made) await python.request('dispose', { pipeline: made.pipeline });
+    if (resumed.loading !== null) await executor.request('dispose', { loading: resumed.loading });
     await executor.request('dispose', { file: file.file });
   };
   // What goes wrong in one of the two workers stops the other.
@@ -98,7 +101,13 @@ export async function pipeline(task, model, { device = 'auto', progress = () => 
   const opening = executor.request('open', { source }, inner);
   const making = opening.then(async (/** @type {OpenedFile} */ file) => {
     const downloading = executor.request('wait', { file: file.file }, inner);
-    const creating = python.request('create', { task, file, device, options: rest }, inner);
+    const creating = (async () => {
+      // What an earlier visit kept is being loaded while Python starts.
+      resumed = await executor.request('resume', { file: file.file, task, device, options: rest });
+      const { loading } = resumed;
+      if (loading !== null) executor.request('loaded', { loading }, { onProgress: progress }).catch(() => {});
+      return python.request('create', { task, file, device, options: rest, resumed }, inner);
+    })();
     downloading.catch(() => {});
     try {
       const made = await Promise.race([creating, downloading.then(() => creating)]); // the first failure wins

@@ -26,7 +26,8 @@ export async function boot({ python: made }) {
       console.warn('Python starts without its snapshot:', error);
     }
   }
-  const [python, zip] = await Promise.all([loadPyodide(settings()), body(made.zip)]);
+  const zipped = body(made.zip).catch(() => body('./vendor/fanlight.zip'));
+  const [python, zip] = await Promise.all([loadPyodide(settings()), zipped]);
   python.FS.writeFile(PACKAGE, zip);
   python.runPython(`import sys; sys.path.insert(0, "${PACKAGE}")`);
   return { python, snapshot: false };

@@ -11,6 +11,9 @@ import * as text from './text.js';
 
 /** @typedef {import('./protocol.js').Context} Context */
 /** @typedef {{file: number, size: number, name: string}} OpenedFile as the executor's `open` replies */
+/** @typedef {{key: string | null, loading: number | null, notes: string | null}} Resumed as its `resume` replies */
+/** @typedef {ReturnType<typeof text.restoreTokenizer>} Encoder */
+/** @typedef {{key?: string, loading?: number, notes: string, encoder?: Encoder}} Kept what is undefined is Python's None */
 /**
  * @typedef {object} PythonWorker fanlight.worker.Worker
  * @property {(number: number, request: string, fields: string, emit: (kind: string, json: string) => void) =>
@@ -22,7 +25,7 @@ import * as text from './text.js';
 const bridge = {
   ...text,
   executor: /** @type {Channel | null} */ (null),
-  /** @type {Map<string, OpenedFile>} */
+  /** @type {Map<string, OpenedFile & {kept: Kept}>} */
   opened: new Map(),
 };
 let nextNumber = 1;
@@ -43,6 +46,14 @@ const started = start().catch((cause) => {
   });
 });
 started.catch(() => {}); // every request reports it
+
+/** The notes' first line is Python's, the second the tokenizer's, which is made here while Python starts.
+ * @param {Resumed} resumed @returns {Kept} */
+function unpack({ key, loading, notes }) {
+  const [line, dump] = notes?.split('\n') ?? ['', ''];
+  const encoder = dump ? text.restoreTokenizer(dump) : undefined;
+  return { key: key ?? undefined, loading: loading ?? undefined, notes: line, encoder };
+}
 
 /** @param {string} request @param {object} fields @param {Context} context */
 async function serve(request, fields, { signal, progress, chunk }) {
@@ -76,10 +87,11 @@ new Channel(/** @type {any} */ (self), {
     return (await started).status;
   },
 
-  /** {task, file, device, options} → see fanlight/worker.py; `file` is what the executor's `open` replied. */
-  async create({ task, file, device, options }, context) {
+  /** {task, file, device, options, resumed} → see fanlight/worker.py; `file` and `resumed` are what the executor's
+   * `open` and `resume` replied. */
+  async create({ task, file, device, options, resumed }, context) {
     const model = `opened:${file.file}`;
-    bridge.opened.set(model, file);
+    bridge.opened.set(model, { ...file, kept: unpack(resumed) });
     try {
       return await serve('create', { task, model, device, options }, context);
     } finally {

@@ -17,9 +17,19 @@ export function createTokenizer(json) {
   return new Encoder(json);
 }
 
+/** The tokenizer that an encoder's `dump` describes. @param {string} dump */
+export function restoreTokenizer(dump) {
+  const { head, tokens, merges } = JSON.parse(dump);
+  const encoder = new Encoder(head);
+  encoder.pushTokens(tokens);
+  encoder.pushMerges(merges);
+  return encoder;
+}
+
 class Encoder {
   /** @param {string} json */
   constructor(json) {
+    this.head = json;
     /** @type {any} the library's own types leave the model's fields out */
     this.full = new Tokenizer(JSON.parse(json), {});
     this.plain = withoutControl(this.full);
@@ -39,8 +49,13 @@ class Encoder {
    * @param {string} json a list of strings
    */
   addTokens(json) {
+    this.pushTokens(JSON.parse(json));
+  }
+
+  /** @param {string[]} tokens */
+  pushTokens(tokens) {
     const { vocab, tokens_to_ids: ids, unk_token: unknown } = this.model;
-    for (const token of JSON.parse(json)) {
+    for (const token of tokens) {
       ids.set(token, this.tokens);
       vocab[this.tokens++] = token;
     }
@@ -54,10 +69,25 @@ class Encoder {
    * @param {string} json a list of strings: the two parts, a space between
    */
   addMerges(json) {
-    for (const merge of JSON.parse(json)) {
+    this.pushMerges(JSON.parse(json));
+  }
+
+  /** @param {string[]} merges */
+  pushMerges(merges) {
+    for (const merge of merges) {
       const rank = this.ranks.size;
       if (!this.ranks.has(merge)) this.ranks.set(merge, rank);
     }
+  }
+
+  /** The text of a token. @param {number} id @returns {string} */
+  token(id) {
+    return this.model.vocab[id];
+  }
+
+  /** All of it, for `restoreTokenizer`. */
+  dump() {
+    return JSON.stringify({ head: this.head, tokens: this.model.vocab, merges: [...this.ranks.keys()] });
   }
 
   /**

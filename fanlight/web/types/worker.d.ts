@@ -31,3 +31,5 @@ interface FileSystemFileHandle {
 interface Window {
   fanlightBundle: import('../bundle.js').Bundle;
 }
+
+declare function importScripts(...urls: string[]): void;
