@@ -10,7 +10,7 @@ import { readPlan } from './plan.js';
 import * as plans from './plan_store.js';
 import { Channel, Transfer } from './protocol.js';
 import * as store from './store.js';
-import { canKeep } from './store_cache.js';
+import { canKeep } from './store_shelf.js';
 import * as wasm from './wasm.js';
 
 /** @typedef {import('./protocol.js').Context} Context */
