@@ -106,6 +106,12 @@ TILES: dict[str, dict[str, dict[str, Any]]] = {
         "PRODUCT": {"steps": 8, "unroll": 8},
         "GATED": {"steps": 8, "unroll": 8},
     },
+    "bits": {row: {"bits": True} for row in ("PRODUCT", "GATED", "COMBINING")},
+    "bits, rows 8": {
+        "PRODUCT": {"bits": True, "rows": 8},
+        "GATED": {"bits": True, "rows": 4},
+        "COMBINING": {"bits": True},
+    },
     "wide": {"PRODUCT": {"wide": True, "steps": 1}, "GATED": {"wide": True, "steps": 1}},
     "wide, rows 8": {
         "PRODUCT": {"wide": True, "steps": 1, "rows": 8},

@@ -104,11 +104,12 @@ def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
     shared = heads.heads // heads.groups
     quads = heads.depth // 4
     threads = max(tile.threads, 1 << (quads - 1).bit_length())
-    count = max(
-        n
-        for n in range(1, tile.together + 1)
-        if shared % n == 0 and (n == 1 or 16 * (n * threads + 3 * threads + n * quads) <= 16 << 10)
-    )
+
+    def fits(n: int) -> bool:
+        return 16 * (n * threads + 3 * threads + n * quads) <= text.MAX_MEMORY
+
+    several = [n for n in range(2, tile.together + 1) if shared % n == 0 and fits(n)]
+    count = max([1, *several])
     bunches = heads.heads // count
     teams, normed = threads // quads, bool(heads.norms)
     kind = "f32" if count == 1 else f"vec{count}<f32>"

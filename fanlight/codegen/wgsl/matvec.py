@@ -138,8 +138,9 @@ def _kernel(
     flat = [s for unit in units for s in unit]
     found = [piece_of(s.dtype, tile.wide) for s in flat]
     total = sum(maximum(unit[0].rows) for unit in units)
-    threads, each = tile.share(total, max(k // p.step for p in found))
     ways = len(units[0])
+    memory_most = text.MAX_MEMORY * (4 if subgroups else 1)  # a subgroup of 4 or more takes a word
+    threads, each = tile.share(total, max(k // p.step for p in found), ways, memory_most)
     count = each * ways + bool(around.gain)
     first = 1 + len(around.buffers)
     numbers = []
@@ -174,7 +175,7 @@ def _kernel(
 {_finish(around, each, count, parts, k)}
     {out}[column + first + lane] = value;
   }}"""
-    code = pieces.functions(list(zip(found, numbers, strict=True)), f"{k // 4}u")
+    code = pieces.functions(list(zip(found, numbers, strict=True)), f"{k // 4}u", tile.bits)
     made = around.made or Made("", ())
     code = made.code + code + memory + text.entry(threads, body, subgroups)
     quads, floats = Binding("array<vec4<f32>>", "read"), Binding("array<f32>", "read")

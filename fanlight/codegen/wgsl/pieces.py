@@ -59,9 +59,23 @@ PIECES: dict[str, Piece] = {
     ),
 }
 
-_NIBBLES = """fn nibbles(w: u32) -> vec4<f32> { // the low four bits of each byte
-  let bytes = vec4<u32>(w & 0x0f0f0f0fu) >> vec4<u32>(0u, 8u, 16u, 24u);
-  return vec4<f32>(bytes & vec4<u32>(255u));
+_SHIFTS = "vec4<u32>(0u, 8u, 16u, 24u)"
+_NIBBLES = f"""fn nibbles(w: u32) -> vec4<f32> {{ // the low four bits of each byte
+  return vec4<f32>((vec4<u32>(w & 0x0f0f0f0fu) >> {_SHIFTS}) & vec4<u32>(255u));
+}}
+"""
+# 0x4b000000 are the bits of 2^23, whose last bit is worth 1
+_BITS = f"""fn by_bits(w: u32) -> vec4<f32> {{ // the bytes, plus 2^23
+  let bytes = (vec4<u32>(w) >> {_SHIFTS}) & vec4<u32>(255u);
+  return bitcast<vec4<f32>>(bytes | vec4<u32>(0x4b000000u));
+}}
+"""
+_NIBBLES_BY_BITS = """fn nibbles(w: u32) -> vec4<f32> {
+  return by_bits(w & 0x0f0f0f0fu) - 8388608.0;
+}
+"""
+_SIGNED_BY_BITS = """fn signed4(w: u32) -> vec4<f32> {
+  return by_bits(w ^ 0x80808080u) - 8388736.0;
 }
 """
 
@@ -77,16 +91,21 @@ def bindings(piece: Piece) -> tuple[Binding, ...]:
     return tuple(Binding(kind, "read") for kind in piece.types)
 
 
-def functions(found: Sequence[tuple[Piece, int]], quads: str) -> str:
+def functions(found: Sequence[tuple[Piece, int]], quads: str, bits: bool) -> str:
     """``fn w0_dot(row, s, x) -> f32``, ``w1_dot`` … for pieces whose planes are bound from the
-    given numbers on, and what they call. ``quads``: those of a row, a u32 expression."""
+    given numbers on, and what they call. ``quads``: those of a row, a u32 expression. ``bits``:
+    small integers become floats by their bits, not by a conversion, which some GPUs do slowly."""
     shared: dict[str, str] = {}
+    helpers = {**blocks.HELPERS, "nibbles(": _NIBBLES}
+    if bits:
+        shared["by_bits("] = _BITS
+        helpers |= {"nibbles(": _NIBBLES_BY_BITS, "signed4(": _SIGNED_BY_BITS}
     code = ""
     for number, (piece, first) in enumerate(found):
         kind = f"array<vec4<f32>, {len(piece.at)}>"
         body = piece.body
         own = ""
-        for call, helper in {**blocks.HELPERS, "nibbles(": _NIBBLES}.items():
+        for call, helper in helpers.items():
             if call not in body:
                 continue
             if "P0[" in helper:  # reads this weight's planes

@@ -16,6 +16,7 @@ from fanlight.kernels.launch import Binding, WgslKernel
 from fanlight.shapes import Dim, Operation, Size, ceildiv, dims_of, maximum
 
 MAX_GROUPS = 65_535
+MAX_MEMORY = 16 << 10  # bytes of a workgroup
 GROUP = "(group.y * groups.x + group.x)"
 _INFINITY = "var<private> infinity_bits: u32 = 0x7f800000u;\n"
 

@@ -14,7 +14,7 @@ class Vector:
     """A product by one row of x. A workgroup makes ``rows`` rows of the result, halved while there
     would be fewer than ``groups`` workgroups; its threads, ``least`` to ``most``, go along the rows
     together in about ``steps`` steps, ``unroll`` at a time. ``wide``: a lane reads whole blocks
-    where it could read single words."""
+    where it could read single words. ``bits``: see ``pieces.functions``."""
 
     rows: int
     groups: int
@@ -23,14 +23,18 @@ class Vector:
     steps: int
     unroll: int
     wide: bool
+    bits: bool
 
-    def share(self, rows: int, spans: int) -> tuple[int, int]:
-        """Threads, and rows of a workgroup, for ``rows`` rows of ``spans`` spans."""
+    def share(self, rows: int, spans: int, ways: int, memory: int) -> tuple[int, int]:
+        """Threads, and rows of a workgroup, for ``rows`` rows of ``spans`` spans. ``ways``: sums of
+        a row, for each of which each thread takes a word of ``memory`` bytes at most."""
         threads = self.least
         while threads < self.most and threads * self.steps < spans:
             threads *= 2
         each = self.rows
-        while each > 1 and rows < each * self.groups:
+        while each > 1 and (
+            rows < each * self.groups or 4 * (each * ways + 1) * (threads + 8) > memory
+        ):
             each //= 2
         return threads, each
 
@@ -49,8 +53,10 @@ class Decode:
     fold: bool
 
 
-PRODUCT = Vector(rows=4, groups=256, least=32, most=256, steps=4, unroll=4, wide=False)
-GATED = Vector(rows=2, groups=256, least=32, most=256, steps=4, unroll=4, wide=False)
+PRODUCT = Vector(rows=4, groups=256, least=32, most=256, steps=4, unroll=4, wide=False, bits=False)
+GATED = Vector(rows=2, groups=256, least=32, most=256, steps=4, unroll=4, wide=False, bits=False)
 #: the product that combines splits: few workgroups, since each reads all splits
-COMBINING = Vector(rows=16, groups=128, least=32, most=256, steps=1, unroll=4, wide=False)
+COMBINING = Vector(
+    rows=16, groups=128, least=32, most=256, steps=1, unroll=4, wide=False, bits=False
+)
 DECODE = Decode(splits=16, chunk=128, threads=128, together=4, fold=True)

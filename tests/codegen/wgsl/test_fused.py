@@ -108,11 +108,13 @@ def test_one_row_at_real_sizes(n: int, k: int, hint: str) -> None:
         assert held(op, 1, k, [n] * count, ["q4_0"] * count, hint) < TOLERANCE, op
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(("wide", "bits"), [(False, False), (False, True), (True, False)])
 @pytest.mark.parametrize("rows", [1, 8])
-def test_every_tile_gives_the_same(wide: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tile_gives_the_same(
+    wide: bool, bits: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for unroll, steps in ((1, 1), (2, 8)):
-        tile = tiles.Vector(rows, 1, 32, 128, steps, unroll, wide)
+        tile = tiles.Vector(rows, 1, 32, 128, steps, unroll, wide, bits)
         monkeypatch.setattr(tiles, "PRODUCT", tile)
         monkeypatch.setattr(tiles, "GATED", tile)
         assert held("project", 1, 2048, [70], ["q4_0"], "subgroups") < TOLERANCE

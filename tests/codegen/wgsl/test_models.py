@@ -7,6 +7,8 @@ held here beside what real GPUs run, with and without subgroup operations.
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +19,9 @@ import pytest
 from fanlight import dtypes
 from fanlight.archs import llama
 from fanlight.compiler import CompileOptions, compile_module
-from fanlight.dtypes import DType
+from fanlight.dtypes import DTYPES, DType
 from fanlight.hub.files import LocalFile
+from fanlight.ir.graph import WeightSource
 from fanlight.plan import Dispatch, Plan
 from fanlight.runtime import gpu
 from tests import gguf_files, modules
@@ -109,3 +112,49 @@ def test_a_layer_takes_few_dispatches(tmp_path: Path) -> None:
             )
             counts.append(sum(isinstance(s, Dispatch) for s in plan.programs["step"]))
         assert counts[1] - counts[0] == most, name
+
+
+_BYTES = {"f32": 4, "u32": 4, "vec2<f32>": 8, "vec3<f32>": 16, "vec4<f32>": 16, "vec2<u32>": 8}
+
+
+@pytest.mark.parametrize("features", VARIANTS[:2], ids=lambda f: "".join(f) or "plain")
+@pytest.mark.parametrize("sizes", [(2048, 32, 8, 8192), (576, 9, 3, 1536), (3072, 24, 8, 8192)])
+def test_kernels_of_real_sizes_keep_to_the_limits(
+    sizes: tuple[int, int, int, int], features: frozenset[str]
+) -> None:
+    """Workgroup memory, threads and bindings that any WebGPU device has."""
+    hidden, heads, groups, ffn = sizes
+    head = 64 if hidden != 3072 else 128
+    shapes = {
+        "token_embd": (128_256, hidden),
+        "output_norm": (hidden,),
+        **{f"blk.0.{name}_norm": (hidden,) for name in ("attn", "ffn")},
+        **{f"blk.0.attn_{n}": (groups * head, hidden) for n in "kv"},
+        "blk.0.attn_q": (heads * head, hidden),
+        "blk.0.attn_output": (hidden, heads * head),
+        **{f"blk.0.ffn_{n}": (ffn, hidden) for n in ("gate", "up")},
+        "blk.0.ffn_down": (hidden, ffn),
+    }
+    weights = {
+        f"{name}.weight": WeightSource(
+            DTYPES["q4_0" if len(shape) == 2 else "f32"],
+            shape,
+            "model",
+            0,
+            DTYPES["q4_0" if len(shape) == 2 else "f32"].nbytes(math.prod(shape)),
+        )
+        for name, shape in shapes.items()
+    }
+    variant = llama.VARIANTS["llama"]
+    config = llama.Config(
+        variant, 1, hidden, heads, groups, head, 128_256, 4096, 1e-5, 5e5, head, 1.0
+    )
+    module = llama.build(config, weights, {}, llama.Options(context=4096, kv=dtypes.f16))
+    for kernel in compile_module(module, CompileOptions("webgpu", features)).kernels:
+        found = re.findall(r"var<workgroup> \w+: array<(.+), (\d+)>;", kernel.code)
+        assert len(found) == kernel.code.count("var<workgroup>"), kernel.name
+        assert sum(_BYTES[kind] * int(n) for kind, n in found) <= 16 << 10, kernel.name
+        threads = re.search(r"@workgroup_size\((\d+)\)", kernel.code)
+        assert threads is not None
+        assert int(threads[1]) <= 256, kernel.name
+        assert len(kernel.access) <= 8, kernel.name
