@@ -120,8 +120,18 @@ TILES: dict[str, dict[str, dict[str, Any]]] = {
     "splits of 64": {"DECODE": {"chunk": 64, "splits": 32}},
     "splits of 256": {"DECODE": {"chunk": 256, "splits": 8}},
     "combine apart": {"DECODE": {"fold": False}},
+    "combine apart, splits of 128": {"DECODE": {"fold": False, "chunk": 128, "splits": 16}},
     "combine apart, splits of 64": {"DECODE": {"fold": False, "chunk": 64, "splits": 32}},
     "combining rows 8": {"COMBINING": {"rows": 8}},
+    "combining rows 8, splits of 256": {
+        "COMBINING": {"rows": 8},
+        "DECODE": {"chunk": 256, "splits": 8},
+    },
+    "combining rows 32": {"COMBINING": {"rows": 32, "groups": 64}},
+    "attention 256 threads": {"DECODE": {"threads": 256, "chunk": 256, "splits": 8}},
+    "attention 256 threads, 16 splits": {"DECODE": {"threads": 256}},
+    "two heads together": {"DECODE": {"together": 2}},
+    "one head, splits of 256": {"DECODE": {"together": 1, "chunk": 256, "splits": 8}},
     "attention 64 threads": {"DECODE": {"threads": 64}},
 }
 

@@ -53,10 +53,10 @@ class Decode:
     fold: bool
 
 
-PRODUCT = Vector(rows=4, groups=256, least=32, most=256, steps=4, unroll=4, wide=False, bits=False)
-GATED = Vector(rows=2, groups=256, least=32, most=256, steps=4, unroll=4, wide=False, bits=False)
+PRODUCT = Vector(rows=4, groups=256, least=32, most=256, steps=2, unroll=4, wide=False, bits=False)
+GATED = Vector(rows=2, groups=256, least=32, most=256, steps=2, unroll=4, wide=False, bits=False)
 #: the product that combines splits: few workgroups, since each reads all splits
 COMBINING = Vector(
-    rows=16, groups=128, least=32, most=256, steps=1, unroll=4, wide=False, bits=False
+    rows=8, groups=128, least=32, most=256, steps=1, unroll=4, wide=False, bits=False
 )
-DECODE = Decode(splits=16, chunk=128, threads=128, together=4, fold=True)
+DECODE = Decode(splits=8, chunk=256, threads=256, together=4, fold=True)
