@@ -46,9 +46,9 @@ function countCalls() {
 
 /** NMSE of the logits of decode steps over known tokens. */
 async function check(row, variant) {
-  const { plan, logits, bound } = row.variants[variant];
+  const { plan, bound } = row.variants[variant];
   const file = new FetchedFile(await bytesOf(row.weights));
-  const wanted = new Float32Array((await bytesOf(logits)).buffer);
+  const wanted = new Float32Array((await bytesOf(row.logits)).buffer);
   const session = await load(await bytesOf(plan), new Map([['model', file]]));
   try {
     let error = 0;

@@ -95,7 +95,7 @@ def visit(folder: Path, chrome: str, query: dict[str, str], flags: list[str], li
 
 def show(found: dict[str, Any]) -> None:
     """Tables for people."""
-    print("\nlogits against the reference, 96 decode steps")
+    print("\nlogits against the reference, over decode steps")
     for variant, row in found.get("check", {}).items():
         said = row.get("error") or f"NMSE {row['nmse']:.1e} (bound {row['bound']:.0e})"
         print(f"  {variant:24} {said}")
