@@ -36,6 +36,7 @@ export async function boot({ python: made }) {
 /** @param {string} snapshot @param {string} zip */
 async function restore(snapshot, zip) {
   const memory = ask(snapshot).then((response) => {
+    if (response.headers.get('x-fanlight-unpacked')) return response.arrayBuffer(); // by the service worker
     const stream = /** @type {ReadableStream} */ (response.body).pipeThrough(new DecompressionStream('gzip'));
     return new Response(stream).arrayBuffer();
   });
