@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
 from fanlight.errors import InputError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
 
 PORT = 8017
 
@@ -25,40 +23,37 @@ def serve(
 ) -> None:
     """Serve the page and models to browsers on this machine, until Ctrl-C."""
     try:
+        from fanlight.server.app import create_app
         from fanlight.server.serving import serving
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"serving the page needs {error.name}", hint='Run: pip install "fanlight[server]"'
         ) from error
-    app, names = build(models or [])
-    with serving(app, port=port) as base:
+    found = named(models or [])
+    names = sorted(found) if isinstance(found, dict) else _inside(found)
+    with suppress(KeyboardInterrupt), serving(create_app(found), port=port) as base:
         print(f"{base}/", flush=True)
         for name in names:
             print(f"{base}/?model={quote(f'/models/{name}')}&auto=1", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            return
+        threading.Event().wait()
 
 
-def build(models: list[Path]) -> tuple[Starlette, list[str]]:
-    """The app, and the names of its models. Raises InputError for what is not there, and for two
-    files of one name."""
-    from fanlight.server.app import create_app
-
+def named(models: list[Path]) -> dict[str, Path] | Path:
+    """What the app takes: a folder, or files by name. Raises InputError for what is not there, and
+    for two files of one name."""
     if len(models) == 1 and models[0].is_dir():
-        folder = models[0]
-        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
-        return create_app(folder), found
-    names = [path.name for path in models]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(
-                "two models of one name", got=name, hint="Rename one, or serve their folder."
-            )
+        return models[0]
+    found: dict[str, Path] = {}
     for path in models:
         if not path.is_file():
-            raise InputError(
-                "no such model", got=path, hint="Give GGUF files, or one folder of them."
-            )
-    return create_app(dict(zip(names, models, strict=True))), names
+            hint = "Give GGUF files, or one folder of them."
+            raise InputError("no such model", got=path, hint=hint)
+        if path.name in found:
+            hint = "Rename one, or serve their folder."
+            raise InputError("two models of one name", got=path.name, hint=hint)
+        found[path.name] = path
+    return found
+
+
+def _inside(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))

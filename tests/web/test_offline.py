@@ -1,4 +1,4 @@
-"""The service worker on a plain static host: no network, isolation, updates under a running page."""
+"""The service worker on a plain static host: no network, isolation, updates under a live page."""
 
 from __future__ import annotations
 
