@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fanlight.server.app import create_app
 from fanlight.server.serving import serving
 from tests.cli.test_cli import arguments, run
 
@@ -68,11 +69,8 @@ def test_what_is_wrong_is_said(folder: Path) -> None:
     assert "two models of one name" in done.stderr
 
 
-async def _nothing(*_: object) -> None: ...
-
-
 def test_a_port_in_use() -> None:
-    with serving(_nothing) as base:
+    with serving(create_app({})) as base:
         port = base.rpartition(":")[2]
         done = run("serve", "--port", port)
     assert done.returncode == 1
