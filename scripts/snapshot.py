@@ -4,9 +4,9 @@
     jspi.gz          memory of a Python that has imported all of it; of browsers that have JSPI
     plain.gz         of those that have not
 
-ID is the hash of the package's sources, so nothing that doesn't fit can be served. In: what
-``scripts/vendor.py`` made, and a Chromium. Called by ``scripts/setup`` and by the build of a wheel;
-quick when nothing has changed. The standard library only.
+ID is the hash of the package's sources and of the forms of all this, so nothing that doesn't fit
+can be served. In: what ``scripts/vendor.py`` made, and a Chromium. Called by ``scripts/setup`` and
+by the build of a wheel; quick when nothing has changed. The standard library only.
 
     python scripts/snapshot.py
 """

@@ -4,6 +4,7 @@
 
 import { loadPyodide } from '/vendor/pyodide/pyodide.mjs';
 import { PACKAGE } from '/python_boot.js';
+import { pack } from '/snapshot.js';
 
 const indexURL = new URL('/vendor/pyodide/', location.href).href;
 const STEPS = ['bytecode', 'jspi', 'plain'];
@@ -65,7 +66,7 @@ async function makeSnapshot(variant) {
   python.FS.writeFile(PACKAGE, await bytes('/out/fanlight.zip'));
   python.runPython(`package = "${PACKAGE}"\n${IMPORT}`);
   const memory = /** @type {any} */ (python).makeMemorySnapshot();
-  const zipped = new Blob([memory]).stream().pipeThrough(new CompressionStream('gzip'));
+  const zipped = new Blob([pack(memory)]).stream().pipeThrough(new CompressionStream('gzip'));
   await post(`${variant}.gz`, await new Response(zipped).arrayBuffer());
 }
 

@@ -8,14 +8,16 @@ is the report:
 
     {"prompt", "browser", "runs": [{"backend", "visit", "adapter", "reply", "tokens",
       "prefill_tok_s", "decode_tok_s", "first_token_ms", "ready_ms", "python_ms", "compile_ms",
-      "download_ms", "upload_ms", "mem_peak_mb", "heap_peak_mb", "network_bytes"}]}
+      "download_ms", "upload_ms", "mem_peak_mb", "heap_peak_mb", "network_bytes",
+      "server_requests"}]}
 
 ``ready_ms``: from navigation until the weights are resident, the pipelines made and the prompt
 tokenised. ``mem_peak_mb``: peak PSS of the renderers and the GPU process while loading, less their
 PSS at rest with Python booted, less the plan's resident bytes; measured in visits of their own that
 nobody watches (``quiet.py``), with a KV cache of 256 tokens, since one that is never touched would
 count as resident without being there. ``heap_peak_mb``: the largest heap of a worker while loading,
-used heap and backing stores. ``network_bytes``: bodies that the server has sent.
+used heap and backing stores. ``network_bytes``: the larger of what the server has sent and what
+DevTools saw page, workers and service worker fetch. ``server_requests``: lines of its access log.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
 
 from fanlight.bench.memory import HeapSampler, megabytes
+from fanlight.bench.traffic import Traffic
 from fanlight.errors import DeviceError, FanlightError
 from fanlight.runtime import chromium
 
@@ -35,6 +36,7 @@ new PerformanceObserver((list) => {
 }).observe({ type: 'mark', buffered: true });
 """
 _REPORT = "() => globalThis.fanlightReport"
+_KEPT = "() => globalThis.fanlightKept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,14 @@ class Visit:
 
 @dataclass(slots=True)
 class Log:
-    """Bytes of bodies that the server has sent; ``add`` is its ``on_access``."""
+    """Requests that the server has answered, and bytes of bodies; ``add`` is its ``on_access``."""
 
     sent: int = 0
+    requests: int = 0
 
     def add(self, access: Access) -> None:
         self.sent += access.sent
+        self.requests += 1
 
 
 async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict[str, Any], str]:
@@ -71,7 +75,7 @@ async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict
 
     Raises DeviceError when the page reports a failure or takes longer than ``timeout`` seconds.
     """
-    sent_before = log.sent
+    sent_before, asked_before = log.sent, log.requests
     async with _page(visit.webgpu, visit.profile, visit.headed) as page, _timeout(visit.timeout):
         ready = asyncio.Event()
         await page.expose_function("fanlightPiece", lambda piece: show(piece))
@@ -79,6 +83,7 @@ async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict
         await page.add_init_script(_LISTEN)
         version = await _version(page)
         heap = await HeapSampler.attach(page)
+        traffic = await Traffic.attach(page)
         await page.goto(address(visit))
         await heap.start()
         reporting = asyncio.ensure_future(page.evaluate(_REPORT))
@@ -90,8 +95,10 @@ async def run(visit: Visit, log: Log, show: Callable[[str], None]) -> tuple[dict
         if "error" in report:
             error = report["error"]
             raise DeviceError("the page failed", got=f"{error['code']}: {error['message']}")
-        sent = log.sent - sent_before
-    return _row(visit, report, sent, heap.peak), version
+        await page.evaluate(_KEPT)  # the next visit is one without network
+        network = max(traffic.bytes, log.sent - sent_before)
+        asked = log.requests - asked_before
+    return _row(visit, report, network, asked, heap.peak), version
 
 
 async def best_webgpu(base: str) -> chromium.WebGpu:
@@ -109,7 +116,9 @@ async def best_webgpu(base: str) -> chromium.WebGpu:
         return "swiftshader"
 
 
-def _row(visit: Visit, report: dict[str, Any], sent: int, heap: int) -> dict[str, Any]:
+def _row(
+    visit: Visit, report: dict[str, Any], network: int, asked: int, heap: int
+) -> dict[str, Any]:
     """The report's numbers by their names there, in its order, but ``mem_peak_mb``."""
     row = {
         "backend": visit.backend,
@@ -120,8 +129,8 @@ def _row(visit: Visit, report: dict[str, Any], sent: int, heap: int) -> dict[str
     }
     row |= {key: _rounded(report.get(key), 2) for key in _RATES}
     row |= {key: _rounded(report.get(key), 0) for key in _TIMES}
-    row |= {"mem_peak_mb": None, "heap_peak_mb": megabytes(heap), "network_bytes": sent}
-    return row
+    row |= {"mem_peak_mb": None, "heap_peak_mb": megabytes(heap)}
+    return row | {"network_bytes": network, "server_requests": asked}
 
 
 def _rounded(value: float | None, digits: int) -> float | int | None:

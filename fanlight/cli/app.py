@@ -9,6 +9,7 @@ import typer
 from fanlight import __version__
 from fanlight.cli.inspect import inspect
 from fanlight.cli.run import run
+from fanlight.cli.serve import serve
 
 app = typer.Typer(
     name="fanlight",
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(inspect)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

@@ -39,6 +39,7 @@ _SUFFIXES = (".py", ".json")
 # Of ``web/``: not the page's. The script can't hold its own hash, nor that of its only reader.
 _NOT_SERVED = ("types", "vendor/python", "vendor/bundle.js", "service_worker.js")
 _NOT_SERVED_SUFFIXES = (".txt", ".d.ts", ".d.mts", ".partial")
+_SNAPSHOT_FORM = b"1"  # counted up when web/snapshot.js or scripts/snapshot_worker.js makes another
 VARIANTS = ("jspi", "plain")  # of a snapshot: see web/python_boot.js
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
@@ -85,7 +86,7 @@ def build_python_zip(destination: Path, package: Path = PACKAGE) -> None:
 
 def python_id(content: bytes) -> str:
     """The name of a zip's bytecode and snapshots: ``vendor/python/ID/``."""
-    return hashlib.sha256(content).hexdigest()[:16]
+    return hashlib.sha256(_SNAPSHOT_FORM + content).hexdigest()[:16]
 
 
 def bundle_script(content: bytes, web: Path = PACKAGE / "web") -> bytes:

@@ -50,7 +50,7 @@ def _bound(port: int) -> socket.socket:
             "can't listen",
             where=f"127.0.0.1:{port}",
             got=error.strerror,
-            hint="Choose another port",
+            hint="Choose another port; 0 takes any that is free.",
         ) from error
     return listener
 

@@ -2,6 +2,7 @@
 // plainly, which takes some seconds. Everything comes from beside this file. Knows no requests.
 
 import { StoreError } from './errors.js';
+import { unpack } from './snapshot.js';
 import { loadPyodide } from './vendor/pyodide/pyodide.mjs';
 
 /** @typedef {Awaited<ReturnType<typeof loadPyodide>>} Python */
@@ -35,13 +36,14 @@ export async function boot({ python: made }) {
 
 /** @param {string} snapshot @param {string} zip */
 async function restore(snapshot, zip) {
-  const memory = ask(snapshot).then((response) => {
+  const memory = ask(snapshot).then(async (response) => {
+    if (response.headers.get('x-fanlight-unpacked')) return unpack(await response.arrayBuffer()); // by the service worker
     const stream = /** @type {ReadableStream} */ (response.body).pipeThrough(new DecompressionStream('gzip'));
-    return new Response(stream).arrayBuffer();
+    return unpack(await new Response(stream).arrayBuffer());
   });
   memory.catch(() => {}); // loadPyodide reports it
   const [python, files] = await Promise.all([loadPyodide({ ...settings(), _loadSnapshot: memory }), body(zip)]);
-  /** @type {any} */ (await memory).transfer?.(0); // Pyodide's settings hold on to it
+  /** @type {any} */ ((await memory).buffer).transfer?.(0); // Pyodide's settings hold on to it
   python.FS.writeFile(PACKAGE, files); // for tracebacks, and for what imports itself late
   python.runPython('import random; random.seed()'); // or everybody's would be the same
   return python;

@@ -64,7 +64,10 @@ async function download(path, hash) {
   const headers = new Headers(response.headers);
   for (const name of ['content-encoding', 'content-length', 'etag', 'date']) headers.delete(name);
   for (const [name, value] of Object.entries({ ...HEADERS, 'x-fanlight-hash': hash })) headers.set(name, value);
-  return new Response(body, { headers });
+  if (!path.endsWith('.gz') || typeof DecompressionStream === 'undefined') return new Response(body, { headers });
+  // A snapshot: unpacked once, not at every start.
+  headers.set('x-fanlight-unpacked', '1');
+  return new Response(new Blob([body]).stream().pipeThrough(new DecompressionStream('gzip')), { headers });
 }
 
 scope.addEventListener('install', (/** @type {InstallEvent} */ event) => {

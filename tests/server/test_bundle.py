@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +51,29 @@ def test_an_equal_zip_is_left_alone(package: Path, tmp_path: Path) -> None:
     bundle.build_python_zip(out, package)
     assert out.stat().st_mtime == 1
     assert [p.name for p in tmp_path.iterdir()].count("out.zip") == 1
+
+
+def test_the_script_names_what_is_there(tmp_path: Path) -> None:
+    for name in ("app.js", "types/worker.d.ts", "vendor/jinja.js", "vendor/jinja.LICENCE.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    plain = made(tmp_path)
+    assert plain["files"].keys() == {"app.js", "vendor/fanlight.zip", "vendor/jinja.js"}
+    assert plain["python"]["zip"] == "vendor/fanlight.zip"
+    folder = tmp_path / "vendor" / "python" / bundle.python_id(b"zip")
+    folder.mkdir(parents=True)
+    (folder / "fanlight.zip").touch()
+    (folder / "jspi.gz").touch()
+    full = made(tmp_path)
+    assert full["version"] != plain["version"]
+    assert {full["python"]["zip"], full["python"]["jspi"]} < full["files"].keys()
+    assert full["python"]["plain"] is None
+    (tmp_path / "app.js").write_text("changed")
+    assert made(tmp_path)["version"] != full["version"]
+
+
+def made(web: Path) -> dict[str, Any]:
+    script = bundle.bundle_script(b"zip", web).decode()
+    found: dict[str, Any] = json.loads(script.removeprefix("self.fanlightBundle = ").strip(";\n"))
+    return found
