@@ -144,6 +144,13 @@ function summary(text) {
   }).catch(() => {});
 }
 
+/** Gives the model's memory back, and ends its answer. */
+function leave() {
+  answering?.abort();
+  void generator?.dispose().catch((error) => fail(error, 'chooser'));
+  generator = null;
+}
+
 function choose() {
   show('chooser');
   void listModels(modelList, (url) => {
@@ -314,9 +321,7 @@ element('clear', HTMLButtonElement).addEventListener('click', () => {
   promptInput.focus();
 });
 element('change', HTMLButtonElement).addEventListener('click', () => {
-  answering?.abort();
-  void generator?.dispose().catch((error) => fail(error, 'chooser'));
-  generator = null;
+  leave();
   status.textContent = '';
   choose();
   modelInput.focus();
@@ -351,8 +356,10 @@ for (const kind of ['dragover', 'drop']) {
     const { dataTransfer } = /** @type {DragEvent} */ (event);
     if (!dataTransfer?.types.includes('Files')) return;
     event.preventDefault();
-    const [file] = kind === 'drop' && !loading && !generator ? dataTransfer.files : [];
-    if (file) void load(file);
+    const [file] = kind === 'drop' && !loading ? dataTransfer.files : [];
+    if (!file) return;
+    leave();
+    void load(file);
   });
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,19 @@ def visit(context: BrowserContext, base: str) -> Visit:
     return found
 
 
+@contextmanager
+def browser(playwright: Playwright, profile: Path, **options: Any) -> Iterator[BrowserContext]:
+    """One without WebGPU, of its own."""
+    program = chromium.find()
+    assert program is not None
+    flags = chromium.flags("none", sandbox=os.geteuid() != 0)
+    context = playwright.chromium.launch_persistent_context(
+        profile, executable_path=program, headless=True, args=flags, **options
+    )
+    yield context
+    context.close()
+
+
 @pytest.fixture(scope="module")
 def base(smollm2_gguf: Path) -> Iterator[str]:
     with serving(create_app({"smollm2.gguf": smollm2_gguf})) as url:
@@ -134,7 +148,7 @@ def test_nothing_from_elsewhere_and_no_violations(loaded: Visit) -> None:
 def test_it_stops_and_goes_on(loaded: Visit) -> None:
     loaded.report()
     page = loaded.page
-    page.fill("#prompt", "Count from one to one hundred, in words.")
+    page.fill("#prompt", "Write a long story about a dragon who learns to read.")
     page.keyboard.press("Enter")
     page.wait_for_function(
         "() => document.querySelectorAll('.assistant')[1]?.textContent.length > 5"
@@ -165,17 +179,22 @@ def test_a_prompt_that_is_too_long(loaded: Visit) -> None:
     expect(page.locator("#error")).to_be_hidden()
 
 
-def test_without_isolation_one_thread_answers(context: BrowserContext, smollm2_gguf: Path) -> None:
-    with serving(create_app({"smollm2.gguf": smollm2_gguf}, isolated=False)) as base:
+def test_without_isolation_one_thread_answers(
+    playwright: Playwright, smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    """Where there are no service workers either; ``test_service_worker`` has the other case."""
+    with (
+        serving(create_app({"smollm2.gguf": smollm2_gguf}, isolated=False)) as base,
+        browser(playwright, tmp_path, service_workers="block") as context,
+    ):
         found = visit(context, base)
-        found.open(model="/models/smollm2.gguf", auto="1", prompt=QUESTION, context="512")
-        report = found.report()
-        status = found.page.locator("#status").inner_text()
-        found.page.close()
-    assert "Paris" in report.get("reply", ""), report
-    assert report["threads"] == 1
-    assert not report["isolated"]
-    assert "Cross-Origin-Opener-Policy" in status
+        found.open(model="/models/smollm2.gguf", device="wasm", auto="1", context="512")
+        expect(found.page.locator("#chat")).to_be_visible(timeout=LOAD_MS)
+        assert "1 thread" in found.page.locator("#summary").inner_text()
+        assert "Cross-Origin-Opener-Policy" in found.page.locator("#status").inner_text()
+        found.page.fill("#prompt", QUESTION)
+        found.page.keyboard.press("Enter")
+        expect(found.page.locator(".assistant")).to_contain_text("Paris", timeout=LOAD_MS)
 
 
 # --- what goes wrong
@@ -219,18 +238,12 @@ def test_cancel_while_loading(context: BrowserContext, base: str) -> None:
 
 
 def test_no_webgpu(playwright: Playwright, base: str, tmp_path: Path) -> None:
-    program = chromium.find()
-    assert program is not None
-    flags = chromium.flags("none", sandbox=os.geteuid() != 0)
-    browser = playwright.chromium.launch_persistent_context(
-        tmp_path, executable_path=program, headless=True, args=flags
-    )
-    found = visit(browser, base)
-    found.open(model="/models/smollm2.gguf", device="webgpu", auto="1")
-    text = found.error()
-    assert "no WebGPU" in text
-    assert "wasm" in text
-    browser.close()
+    with browser(playwright, tmp_path) as context:
+        found = visit(context, base)
+        found.open(model="/models/smollm2.gguf", device="webgpu", auto="1")
+        text = found.error()
+        assert "no WebGPU" in text
+        assert "wasm" in text
 
 
 # --- what is kept
@@ -255,6 +268,7 @@ def test_a_reload_goes_on(context: BrowserContext, base: str) -> None:
     found.open()
     expect(page.locator("#chat")).to_be_visible(timeout=LOAD_MS)
     expect(page.locator("#log")).to_be_empty()
+    page.evaluate("() => localStorage.clear()")
     page.close()
 
 
