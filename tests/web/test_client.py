@@ -307,7 +307,7 @@ def test_a_python_without_executor_says_what_to_do() -> None:
 def test_python_that_is_not_there(context: BrowserContext, folder: Path) -> None:
     with serving(create_app(folder)) as base:
         page = context.new_page()
-        page.route("**/python_stdlib.zip", lambda route: route.abort())
+        page.route("**/pyodide.asm.mjs", lambda route: route.abort())
         page.goto(f"{base}/icon.svg")
         page.evaluate(START)
         got = outcome(page, "pipeline('text-generation', '/models/tiny.gguf')")
