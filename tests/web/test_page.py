@@ -168,6 +168,8 @@ def test_a_prompt_that_is_too_long(loaded: Visit) -> None:
 def test_without_isolation_one_thread_answers(context: BrowserContext, smollm2_gguf: Path) -> None:
     with serving(create_app({"smollm2.gguf": smollm2_gguf}, isolated=False)) as base:
         found = visit(context, base)
+        # As where there can be no service worker: the page would be reloaded with isolation.
+        found.page.add_init_script("delete Navigator.prototype.serviceWorker")
         found.open(model="/models/smollm2.gguf", auto="1", prompt=QUESTION, context="512")
         report = found.report()
         status = found.page.locator("#status").inner_text()
