@@ -6,6 +6,7 @@ CPython: wgpu or wasmtime. In the page (Pyodide): the executor's worker, through
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -48,7 +49,8 @@ def check_device(device: str) -> Device:
 
 
 async def choose(device: str = "auto", *, relaxed_simd: bool = False) -> Backend:
-    """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly.
+    """The backend for ``device``. ``auto``: WebGPU on a real GPU that passes the known-answer test,
+    else WebAssembly.
 
     ``relaxed_simd`` lets WebAssembly fuse multiplications and additions: faster, and no longer bit
     for bit the same on every machine.
@@ -57,9 +59,33 @@ async def choose(device: str = "auto", *, relaxed_simd: bool = False) -> Backend
     if sys.platform == "emscripten":
         from fanlight.runtime import pyodide
 
-        return await pyodide.choose(wanted, relaxed_simd=relaxed_simd)
+        found = await pyodide.backends(wanted, relaxed_simd=relaxed_simd)
+    else:
+        found = _backends(wanted, relaxed_simd)
+    best = found[0]
+    return best if len(found) == 1 or await _trusted(best, found[-1]) else found[-1]
+
+
+_verdicts: dict[BackendInfo, bool] = {}
+
+
+async def _trusted(gpu: Backend, cpu: Backend) -> bool:
+    """Whether the GPU's numbers are right; tested once."""
+    from fanlight.runtime import known_answers
+
+    if gpu.info not in _verdicts:
+        error = await known_answers.error_of(gpu, cpu)
+        _verdicts[gpu.info] = error <= known_answers.BOUND
+        if error > known_answers.BOUND:
+            text = f"{gpu.info.adapter} gives wrong numbers (NMSE {error:.1e}): WebAssembly is used"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return _verdicts[gpu.info]
+
+
+def _backends(wanted: Device, relaxed_simd: bool) -> list[Backend]:
+    """Best first; the last is sure to work. One only, unless ``auto`` has a choice."""
     if wanted == "wasm":
-        return _Wasm(relaxed_simd)
+        return [_Wasm(relaxed_simd)]
     from fanlight.runtime import gpu
 
     try:
@@ -67,10 +93,11 @@ async def choose(device: str = "auto", *, relaxed_simd: bool = False) -> Backend
     except (DeviceError, MissingDependencyError):
         if wanted == "webgpu":
             raise
-        return _Wasm(relaxed_simd)
+        return [_Wasm(relaxed_simd)]
     if wanted == "auto" and found.fallback:
-        return _Wasm(relaxed_simd)
-    return _Gpu(BackendInfo("webgpu", found.features, found.max_binding, found.adapter))
+        return [_Wasm(relaxed_simd)]
+    best = _Gpu(BackendInfo("webgpu", found.features, found.max_binding, found.adapter))
+    return [best] if wanted == "webgpu" else [best, _Wasm(relaxed_simd)]
 
 
 class _Gpu:

@@ -27,10 +27,10 @@ _CHUNK = 1 << 20
 _MEMORY = 4 << 30  # bytes of WebAssembly's memory
 
 
-async def choose(
+async def backends(
     device: Literal["auto", "webgpu", "wasm"], *, relaxed_simd: bool = False
-) -> Backend:
-    """The backend for ``device``. ``auto``: WebGPU on a real GPU, else WebAssembly.
+) -> list[Backend]:
+    """Those for ``device``, best first; more than one where ``auto`` has a choice.
 
     Raises DeviceError."""
     executor = Executor()
@@ -42,14 +42,17 @@ async def choose(
             hint="Choose the device wasm, or turn on graphics acceleration in the browser's "
             "settings and reload.",
         )
+    made: list[Backend] = []
     if gpu and (device == "webgpu" or (device == "auto" and not gpu.fallback)):
         features = frozenset(gpu.features.to_py()) & frozenset(FEATURES)
         features |= {CPU} if gpu.fallback else set()
         binding = int(gpu.limits.maxStorageBufferBindingSize)
-        return _Backend(executor, BackendInfo("webgpu", features, binding, str(gpu.name)))
-    offered = {"threads": found.threads, "relaxed-simd": found.relaxed_simd and relaxed_simd}
-    names = frozenset(name for name, there in offered.items() if there)
-    return _Backend(executor, BackendInfo("wasm", names, _MEMORY, "WebAssembly"))
+        made.append(_Backend(executor, BackendInfo("webgpu", features, binding, str(gpu.name))))
+    if device != "webgpu":
+        offered = {"threads": found.threads, "relaxed-simd": found.relaxed_simd and relaxed_simd}
+        names = frozenset(name for name, there in offered.items() if there)
+        made.append(_Backend(executor, BackendInfo("wasm", names, _MEMORY, "WebAssembly")))
+    return made
 
 
 async def open_model(model: str, progress: ProgressCallback | None = None) -> RemoteFile:
