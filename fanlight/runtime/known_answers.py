@@ -40,9 +40,7 @@ async def error_of(gpu: Backend, cpu: Backend) -> float:
         got = [x async for x in _logits(gpu)]
     except (DeviceError, PlanError):
         return math.inf
-    pairs = [
-        (a, b) for xs, ys in zip(got, wanted, strict=True) for a, b in zip(xs, ys, strict=True)
-    ]
+    pairs = list(zip(chain.from_iterable(got), chain.from_iterable(wanted), strict=True))
     error = sum((a - b) ** 2 for a, b in pairs) / sum(b**2 for _, b in pairs)
     return error if math.isfinite(error) else math.inf
 
