@@ -173,17 +173,20 @@ const HANDLERS = {
     if (!canKeep()) return { key: null, loading: null, notes: null };
     const able = await abilities(device);
     const key = await plans.keyOf(bundle.python.id, task, device, options, able, identity);
-    const kept = await plans.take(key);
+    const kept = await plans.take(key).catch(() => null); // a store that fails is as an empty one
     if (!kept) return { key, loading: null, notes: null };
     return { key, loading: begin(key, kept.plan, file), notes: kept.notes };
   },
 
-  /** {loading} → {session, info}, as `load`; progress from now on. */
-  async loaded({ loading }, { progress }) {
+  /** {loading} → {session, info}, as `load`; progress from now on. Its abort ends only the waiting. */
+  async loaded({ loading }, { signal, progress }) {
     const { loaded, listeners } = held(loadings, loading, 'loading');
     listeners.add(progress);
+    const aborted = new Promise((_, reject) => {
+      signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+    });
     try {
-      return await loaded;
+      return await Promise.race([loaded, aborted]);
     } finally {
       listeners.delete(progress);
     }
