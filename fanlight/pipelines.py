@@ -66,7 +66,7 @@ async def _pipeline_in_page(
     backend = await choose(device, relaxed_simd=relaxed_simd)
     file = await open_model(model, progress)
     made = await kind.create(file, backend, options, progress)
-    await pyodide.keep(model, made.session, made.notes(), made.tokenizer.encoder.dump())
+    await pyodide.keep(model, made.session, made.notes(), made.tokenizer.encoder)
     return made
 
 

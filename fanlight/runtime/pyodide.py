@@ -199,20 +199,20 @@ def kept(model: str) -> Kept | None:
     return Kept(int(found.kept.loading), str(found.kept.notes), found.kept.encoder)
 
 
-async def keep(model: str, session: Session, notes: Mapping[str, Any], encoder: str) -> None:
-    """Keeps a session's plan for later visits, with all that :class:`Kept` has; ``encoder``: what
-    text.js makes one of."""
+async def keep(model: str, session: Session, notes: Mapping[str, Any], encoder: Any) -> None:
+    """Keeps a session's plan for later visits, with all that :class:`Kept` has; ``encoder``: the
+    tokenizer's."""
     found = _bridge().opened.get(model)
     if found and found.kept.key is not None:
         assert isinstance(session, _Session)
-        await session.keep(str(found.kept.key), f"{json.dumps(notes)}\n{encoder}")
+        await _bridge().keep(session.handle, found.kept.key, json.dumps(notes), encoder.js)
 
 
 class _Session:
     """See ``runtime/session.py``."""
 
     def __init__(self, executor: Executor, handle: int, info: SessionInfo) -> None:
-        self._executor, self._handle, self.info = executor, handle, info
+        self._executor, self.handle, self.info = executor, handle, info
 
     async def run(
         self,
@@ -221,10 +221,10 @@ class _Session:
         dims: Mapping[str, int] | None = None,
     ) -> None:
         fields = {"program": program, "feeds": dict(feeds or {}), "dims": dict(dims or {})}
-        await self._executor.ask("run", {"session": self._handle, **fields})
+        await self._executor.ask("run", {"session": self.handle, **fields})
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
-        fields: dict[str, Any] = {"session": self._handle, "buffer": buffer, "offset": offset}
+        fields: dict[str, Any] = {"session": self.handle, "buffer": buffer, "offset": offset}
         if length is not None:
             fields["length"] = length
         return bytes((await self._executor.ask("readBuffer", fields)).to_bytes())
@@ -233,13 +233,10 @@ class _Session:
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
     ) -> AsyncGenerator[bytes, None]:
         fields = {"program": program, "times": times, "read": read, "dims": dict(dims or {})}
-        return self._executor.stream("repeat", {"session": self._handle, **fields})
-
-    async def keep(self, key: str, notes: str) -> None:
-        await self._executor.ask("keep", {"session": self._handle, "key": key, "notes": notes})
+        return self._executor.stream("repeat", {"session": self.handle, **fields})
 
     async def dispose(self) -> None:
-        await self._executor.ask("dispose", {"session": self._handle})
+        await self._executor.ask("dispose", {"session": self.handle})
 
 
 def _bridge() -> Any:

@@ -68,9 +68,6 @@ class Encoder(Protocol):
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Ids of ``text``, which holds no lone surrogate; nothing is added before or after."""
 
-    def dump(self) -> str:
-        """Text from which ``text.js`` makes this encoder again, on one line."""
-
 
 def create_encoder(source: TokenizerJson) -> Encoder:
     """The encoder of this home. Raises FormatError where the library refuses the tokeniser, and
@@ -86,7 +83,7 @@ class _NativeEncoder:
             raise MissingDependencyError(
                 "the package tokenizers is needed", hint='Run: pip install "fanlight[native]"'
             ) from error
-        self._source, text = source, source.text()
+        text = source.text()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
@@ -98,11 +95,6 @@ class _NativeEncoder:
             self._tokenizer.encode_special_tokens = not parse_special
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
-
-    def dump(self) -> str:
-        merges = [merge for piece in self._source.merge_pieces() for merge in piece]
-        head = json.dumps(self._source.head)
-        return json.dumps({"head": head, "tokens": list(self._source.tokens), "merges": merges})
 
 
 class _BrowserEncoder:
@@ -122,9 +114,6 @@ class _BrowserEncoder:
     def encode(self, text: str, parse_special: bool) -> list[int]:
         return _encode(self.js, text, parse_special)
 
-    def dump(self) -> str:
-        return str(self.js.dump())
-
 
 class RestoredEncoder:
     """The encoder that ``text.js`` made of a ``dump``; its tokens never become Python's."""
@@ -135,10 +124,6 @@ class RestoredEncoder:
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """See :class:`Encoder`."""
         return _encode(self.js, text, parse_special)
-
-    def dump(self) -> str:
-        """See :class:`Encoder`."""
-        return str(self.js.dump())
 
 
 class _Tokens(Sequence[str]):

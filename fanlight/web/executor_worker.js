@@ -192,7 +192,7 @@ const HANDLERS = {
     }
   },
 
-  /** {session, key, notes} → null; the session's plan is kept in the background. */
+  /** {session, key, notes: UTF-8} → null; the session's plan is kept in the background. */
   keep({ session, key, notes }) {
     const plan = planBytes.get(session);
     planBytes.delete(session);

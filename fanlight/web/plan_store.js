@@ -31,7 +31,8 @@ export async function take(key) {
   return { plan: await plan.arrayBuffer(), notes: await notes.text() };
 }
 
-/** Throws QuotaExceededError. @param {string} key @param {Kept} kept */
+/** Throws QuotaExceededError. @param {string} key
+ * @param {{plan: ArrayBuffer, notes: Uint8Array<ArrayBuffer>}} kept notes: their UTF-8 */
 export async function keep(key, { plan, notes }) {
   await change(async (index, cache) => {
     const bytes = plan.byteLength + notes.length;

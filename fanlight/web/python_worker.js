@@ -27,7 +27,17 @@ const bridge = {
   executor: /** @type {Channel | null} */ (null),
   /** @type {Map<string, OpenedFile & {kept: Kept}>} */
   opened: new Map(),
+  /** Keeps a session's plan, `notes` and the tokenizer for later visits: as bytes, which move, and without a way
+   * through Python, where a text of some megabytes would be copied four times.
+   * @param {number} session @param {string} key @param {string} notes @param {Encoder} encoder */
+  async keep(session, key, notes, encoder) {
+    const bytes = new TextEncoder().encode(`${notes}\n${encoder.dump()}`);
+    await bridge.executor?.request('keep', { session, key, notes: bytes }, { transfer: [bytes.buffer] });
+    text.tellCollector(KEEP_GARBAGE);
+  },
 };
+/** Bytes: what the texts of a tokenizer leave behind, and more. */
+const KEEP_GARBAGE = 64 << 20;
 let nextNumber = 1;
 
 async function start() {
