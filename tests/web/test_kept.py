@@ -106,6 +106,6 @@ def test_a_spoilt_plan_is_made_again(page: Page) -> None:
 def test_a_changed_file_is_compiled_again(page: Page, tmp_path: Path) -> None:
     answer(page)
     kept(page, 1)
-    page.evaluate("async () => caches.delete('fanlight-store-v1')")  # or it would not be asked for
+    page.evaluate("async () => caches.delete('fanlight-store-v2')")  # or it would not be asked for
     gguf_files.write(tmp_path / "a.gguf", gguf_files.Model(seed=5))
     assert compiled(answer(page))
