@@ -7,9 +7,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ from numpy.typing import NDArray
 from fanlight.archs import llama
 from fanlight.compiler import CompileOptions, compile_module
 from fanlight.hub.files import LocalFile
+from fanlight.runtime import chromium
 from fanlight.runtime.backend import check_device, choose
 from fanlight.runtime.session import Session
 from tests import modules
@@ -178,3 +183,21 @@ def test_all_scores(engine: Engine) -> None:
 @pytest.mark.parametrize("engine", ["webgpu"], indirect=True)
 def test_all_continuations(engine: Engine) -> None:
     _hold_continuations(engine, range(len(PROMPTS)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_all_on_swiftshader() -> None:
+    """As above, on Chromium's software GPU: in a process of its own, as a driver can't be changed
+    once it is loaded."""
+    program = chromium.find()
+    assert program is not None
+    folders = (program.resolve().parent, Path("/usr/lib/chromium"))
+    drivers = [f / "vk_swiftshader_icd.json" for f in folders]
+    driver = next((d for d in drivers if d.is_file()), None)
+    if driver is None:
+        pytest.skip(f"no SwiftShader beside {program}")
+    names = "webgpu and (test_all_scores or test_all_continuations)"
+    command = [sys.executable, "-m", "pytest", "-s", "-m", "", "-k", names, __file__]
+    done = subprocess.run(command, env={**os.environ, "VK_DRIVER_FILES": str(driver)}, check=False)
+    assert done.returncode == 0
