@@ -231,7 +231,7 @@ def test_nothing_is_left_after_aborts_and_disposals(page: Page) -> None:
       }
       await load('left', model, { device: 'wasm' });
       await generators.left.dispose();
-      const end = performance.now() + 5000; // cleaning up goes on behind an aborted pipeline
+      const end = performance.now() + 15000; // cleaning up goes on behind an aborted pipeline
       const left = async () => {
         const now = await held();
         return now.files > before.files || now.sessions > before.sessions;
