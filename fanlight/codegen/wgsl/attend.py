@@ -131,17 +131,8 @@ def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
         + (f", {scale_of})" if normed else ")")
     )
     own = "" if normed else _write(heads, at_k, threads)
-    products = "\n".join(  # unrolled: a loop that naga bounds keeps one load in flight
-        f"      let k{i} = k_quad(row, {i}u);\n"
-        + each(f"      products{{r}} += query[{{r}}u * {quads}u + {i}u] * k{i};")
-        for i in range(quads)
-    )
-    loads = "\n".join(  # four at a time: one load's latency, not four
-        f"""        let j{u} = i + {u * teams}u;
-        let p{u} = select({kind}(0.0), weights[min(j{u}, {threads - 1}u)], j{u} < size);
-        let v{u} = v_quad((base + min(j{u}, size - 1u)) * {heads.groups}u + kv, quad);"""
-        for u in range(4)
-    )
+    products = attention.scores(quads, each)
+    loads = attention.values(kind, threads, teams, heads.groups)
     body = f"""  let split = {text.GROUP} / {bunches}u;
   let head = ({text.GROUP} % {bunches}u) * {count}u;
   let kv = head / {shared}u;
@@ -198,10 +189,7 @@ def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
     let part = vec4<f32>(high, all{"" if count == 1 else "[lane]"}, 0.0, 0.0);
     b{at_k + 2}[(split * {heads.heads}u + head + lane) * {quads + 1}u + {quads}u] = part;
   }}"""
-    memory = f"""var<workgroup> query: array<vec4<f32>, {count * quads}>;
-var<workgroup> weights: array<{kind}, {threads}>;
-var<workgroup> sums: array<vec4<f32>, {count * threads}>;
-"""
+    memory = attention.workspace(kind, threads, count, quads)
     code = rope.turned(heads, 0, 1, 2, 3 if normed else None)
     code += blocks.reader(k, "k", at_k, f"{quads}u") + blocks.reader(v, "v", at_k + 1, f"{quads}u")
     code += memory + text.reduction("largest", kind, threads, "max({a}, {b})")

@@ -8,7 +8,7 @@ grow with the length. D is a multiple of 4, at most 256.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,17 +87,8 @@ def _text(k: DType, v: DType, shape: _Shape, start: Size, scale: float) -> str:
     def vector(form: str) -> str:
         return f"{kind}({', '.join(form.format(r=r, c=c) for r, c in enumerate(part))})"
 
-    products = "\n".join(  # unrolled: a loop that naga bounds keeps one load in flight
-        f"      let k{i} = k_quad(row, {i}u);\n"
-        + each(f"      products{{r}} += query[{{r}}u * {quads}u + {i}u] * k{i};")
-        for i in range(quads)
-    )
-    loads = "\n".join(  # four at a time: one load's latency, not four
-        f"""        let j{u} = i + {u * teams}u;
-        let p{u} = select({kind}(0.0), weights[min(j{u}, {threads - 1}u)], j{u} < size);
-        let v{u} = v_quad((base + min(j{u}, size - 1u)) * {shape.groups}u + kv, quad);"""
-        for u in range(4)
-    )
+    products = scores(quads, each)
+    loads = values(kind, threads, teams, shape.groups)
     body = f"""  let head = {text.GROUP} % {heads}u;
   let t = ({text.GROUP} / {heads}u) * {count}u;
   let rows = {text.size_u32(shape.rows)};
@@ -151,11 +142,36 @@ def _text(k: DType, v: DType, shape: _Shape, start: Size, scale: float) -> str:
     out /= all{"" if count == 1 else "[r]"};
     if (t + r < rows) {{ b3[((t + r) * {heads}u + head) * {quads}u + at] = out; }}
   }}"""
-    memory = f"""var<workgroup> query: array<vec4<f32>, {count * quads}>;
-var<workgroup> weights: array<{kind}, {threads}>;
-var<workgroup> sums: array<vec4<f32>, {count * threads}>;
-"""
+    memory = workspace(kind, threads, count, quads)
     code = blocks.reader(k, "k", 1, f"{quads}u") + blocks.reader(v, "v", 2, f"{quads}u") + memory
     code += text.reduction("largest", kind, threads, "max({a}, {b})")
     code += text.reduction("add_up", kind, threads, "{a} + {b}") + text.entry(threads, body)
     return maths.functions(code) + code
+
+
+def scores(quads: int, each: Callable[[str], str]) -> str:
+    """Queries times the keys of ``row``, in all columns that ``each`` repeats a form for. Unrolled:
+    a loop that naga bounds keeps one load in flight."""
+    return "\n".join(
+        f"      let k{i} = k_quad(row, {i}u);\n"
+        + each(f"      products{{r}} += query[{{r}}u * {quads}u + {i}u] * k{i};")
+        for i in range(quads)
+    )
+
+
+def values(kind: str, threads: int, teams: int, groups: int) -> str:
+    """Weights and values of four of a team's positions: one load's latency, not four."""
+    return "\n".join(
+        f"""        let j{u} = i + {u * teams}u;
+        let p{u} = select({kind}(0.0), weights[min(j{u}, {threads - 1}u)], j{u} < size);
+        let v{u} = v_quad((base + min(j{u}, size - 1u)) * {groups}u + kv, quad);"""
+        for u in range(4)
+    )
+
+
+def workspace(kind: str, threads: int, count: int, quads: int) -> str:
+    """A workgroup's memory for ``count`` queries of ``quads`` quads."""
+    return f"""var<workgroup> query: array<vec4<f32>, {count * quads}>;
+var<workgroup> weights: array<{kind}, {threads}>;
+var<workgroup> sums: array<vec4<f32>, {count * threads}>;
+"""
