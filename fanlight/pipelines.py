@@ -66,7 +66,11 @@ async def _pipeline_in_page(
     backend = await choose(device, relaxed_simd=relaxed_simd)
     file = await open_model(model, progress)
     made = await kind.create(file, backend, options, progress)
-    await pyodide.keep(model, made.session, made.notes(), made.tokenizer.encoder)
+    try:
+        await pyodide.keep(model, made.session, made.notes(), made.tokenizer.encoder)
+    except BaseException:  # an abort that comes only now
+        await made.dispose()
+        raise
     return made
 
 

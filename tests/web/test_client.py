@@ -229,6 +229,16 @@ def test_nothing_is_left_after_aborts_and_disposals(page: Page) -> None:
         await outcome(pipeline('text-generation', model, { device: 'wasm', signal })
           .then((generator) => generator.dispose()));
       }
+      for (let delay = 0; delay < 16; delay += 1) { // while the plan is kept
+        await kept.clear();
+        const control = new AbortController();
+        const progress = ({ stage, done, total }) => {
+          if (stage === 'load' && done === total) setTimeout(() => control.abort(), delay);
+        };
+        const options = { device: 'wasm', progress, signal: control.signal };
+        await outcome(pipeline('text-generation', model, options)
+          .then((generator) => generator.dispose()));
+      }
       await load('left', model, { device: 'wasm' });
       await generators.left.dispose();
       const end = performance.now() + 15000; // cleaning up goes on behind an aborted pipeline
