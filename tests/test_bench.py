@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from fanlight.bench import demo, quiet
-from fanlight.bench.visit import Log, Visit, run
+from fanlight.bench.visit import Log, Visit, numbers, run
 from fanlight.errors import DeviceError
 from fanlight.server.headers import RecordAccess
 from fanlight.server.serving import serving
@@ -45,7 +45,9 @@ globalThis.fanlightReport = (async () => {
     reply += piece;
   }
   const adapter = parameters.get("device");
-  return { adapter, reply, tokens: 3, resident_bytes: 20e6, ready_ms: 12.6 };
+  const report = { adapter, reply, tokens: 3, resident_bytes: 20e6, ready_ms: 12.6 };
+  if (parameters.has("report")) document.title = `Report ${JSON.stringify(report)}`;
+  return report;
 })();
 </script>"""
 WORKER = """
@@ -90,7 +92,7 @@ async def test_a_run_is_measured(tmp_path: Path) -> None:
     assert list(row) == [
         *("backend", "visit", "adapter", "reply", "tokens", "prefill_tok_s", "decode_tok_s"),
         *("first_token_ms", "ready_ms", "python_ms", "compile_ms", "download_ms", "upload_ms"),
-        *("mem_peak_mb", "heap_peak_mb", "network_bytes", "server_requests"),
+        *("longest_task_ms", "mem_peak_mb", "heap_peak_mb", "network_bytes", "server_requests"),
     ]
     assert (row["reply"], row["tokens"], row["ready_ms"]) == ("Paris, of course.", 3, 13)
     assert "".join(pieces) == row["reply"] and len(pieces) > 1
@@ -98,6 +100,15 @@ async def test_a_run_is_measured(tmp_path: Path) -> None:
     assert row["server_requests"] in (2, 3)  # the browser may ask for an icon
     assert 119 < row["heap_peak_mb"] < 130
     json.dumps(row)
+
+
+def test_times_are_measured_unwatched(tmp_path: Path) -> None:
+    with serving(_app(Log())) as base:
+        report = quiet.report(f"{base}/?auto=1&device=wasm&report=1", tmp_path, "none", 60)
+        with pytest.raises(DeviceError, match="page failed"):
+            quiet.report(f"{base}/?auto=1&report=1&model=broken", tmp_path, "none", 60)
+    assert report["adapter"] == "wasm"
+    assert numbers(report)["ready_ms"] == 13
 
 
 def test_memory_is_measured_unwatched(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 Backend = Literal["webgpu", "wasm"]
 BACKENDS: tuple[Backend, ...] = ("webgpu", "wasm")
-_TIMES = ("first_token_ms", "ready_ms", "python_ms", "compile_ms", "download_ms", "upload_ms")
+_TIMES = (
+    *("first_token_ms", "ready_ms", "python_ms", "compile_ms", "download_ms", "upload_ms"),
+    "longest_task_ms",
+)
 _RATES = ("prefill_tok_s", "decode_tok_s")
 _LISTEN = """
 addEventListener('fanlight:piece', ({ detail }) => fanlightPiece(detail));
@@ -116,19 +119,18 @@ async def best_webgpu(base: str) -> chromium.WebGpu:
         return "swiftshader"
 
 
+def numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """What the page itself reports of a visit, by the names of the demo's report."""
+    found = {key: report[key] for key in ("adapter", "reply", "tokens")}
+    found |= {key: _rounded(report.get(key), 2) for key in _RATES}
+    return found | {key: _rounded(report.get(key), 0) for key in _TIMES}
+
+
 def _row(
     visit: Visit, report: dict[str, Any], network: int, asked: int, heap: int
 ) -> dict[str, Any]:
-    """The report's numbers by their names there, in its order, but ``mem_peak_mb``."""
-    row = {
-        "backend": visit.backend,
-        "visit": visit.number,
-        "adapter": report["adapter"],
-        "reply": report["reply"],
-        "tokens": report["tokens"],
-    }
-    row |= {key: _rounded(report.get(key), 2) for key in _RATES}
-    row |= {key: _rounded(report.get(key), 0) for key in _TIMES}
+    """All of the report's numbers, in its order, but ``mem_peak_mb``."""
+    row = {"backend": visit.backend, "visit": visit.number} | numbers(report)
     row |= {"mem_peak_mb": None, "heap_peak_mb": megabytes(heap)}
     return row | {"network_bytes": network, "server_requests": asked}
 

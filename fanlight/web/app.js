@@ -3,7 +3,8 @@
 //
 // Address:  ?model=URL&device=auto|webgpu|wasm  fill the form. With &auto=1 the model is loaded at once and, with
 // &prompt=…, asked; &max_new_tokens=, &context= and &relaxed_simd=1 are handed on. With &rest=SECONDS Python
-// boots first and the page rests, for measurements. The title says how far it is.
+// boots first and the page rests, for measurements. The title says how far it is; with &report=1 it ends as `Report`
+// and the first answer's numbers, once the page is kept for visits without network.
 //
 // For measurements `window.fanlightReport` is a promise of the first answer's numbers; it never rejects:
 //   {prompt, model, backend, adapter, threads, isolated, reply, tokens (how many), prompt_tokens, finish_reason,
@@ -285,11 +286,15 @@ async function tell({ info, stats }, prompt, result, ready) {
   const tasks = [...longTasks, ...(taskObserver?.takeRecords() ?? [])].filter(({ startTime }) => startTime >= ready);
   const { timings: loadTimings, extra: _, ...rest } = /** @type {any} */ (info);
   const file = await stats().catch(() => ({})); // the rest of a file that is not needed may be lost
-  report({
+  const found = {
     prompt, ...rest, ...loadTimings, ...file, ...result.timings, reply: result.text, tokens: result.tokens.length,
     longest_task_ms: Math.max(0, ...tasks.map(({ duration }) => duration)),
     prompt_tokens: result.prompt_tokens, finish_reason: result.finish_reason, ready_ms: ready, done_ms: done,
-  });
+  };
+  report(found);
+  if (!query.has('report')) return;
+  await /** @type {any} */ (window).fanlightKept;
+  document.title = `Report ${JSON.stringify(found)}`;
 }
 
 function scrollDown() {
