@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fanlight.archs import llama
 from fanlight.compiler import CompileOptions, compile_module
 from fanlight.hub.files import LocalFile
+from fanlight.kernels.target import CPU, SUBGROUPS
 from fanlight.runtime import chromium
 from fanlight.runtime.backend import check_device, choose
 from fanlight.runtime.session import Session
@@ -92,15 +93,28 @@ def _i32(values: Sequence[int]) -> bytes:
     return np.array(values, "<i4").tobytes()
 
 
-@pytest.fixture(scope="module", params=["wasm", "webgpu"])
+#: variant → device, features it is compiled without, and whether with relaxed SIMD
+VARIANTS: dict[str, tuple[str, set[str], bool]] = {
+    "wasm": ("wasm", set(), False),
+    "wasm-relaxed": ("wasm", set(), True),
+    "webgpu": ("webgpu", set(), False),  # the kernels for CPUs, as the adapter here is one
+    "webgpu-subgroups": ("webgpu", {CPU}, False),
+    "webgpu-plain": ("webgpu", {CPU, SUBGROUPS}, False),
+}
+_MARKS = {name: () if name in ("wasm", "webgpu") else pytest.mark.slow for name in VARIANTS}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(v, marks=_MARKS[v]) for v in VARIANTS])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     path = answers.model_path()
     module = modules.build(path, OPTIONS)
+    device, without, relaxed = VARIANTS[request.param]
 
     async def load() -> Session:
-        backend = await choose(check_device(request.param))
+        backend = await choose(check_device(device), relaxed_simd=relaxed)
         info = backend.info
-        plan = compile_module(module, CompileOptions(info.target, info.features, info.max_binding))
+        features = info.features - without
+        plan = compile_module(module, CompileOptions(info.target, features, info.max_binding))
         return await backend.load(plan, {modules.FILE: LocalFile(path)})
 
     with asyncio.Runner() as runner:
