@@ -226,7 +226,7 @@ def test_attend_far_on(start: int) -> None:
 @pytest.mark.parametrize("hint", ["", "subgroups", "cpu"])
 @pytest.mark.parametrize("fold", [True, False])
 def test_attention_and_its_product(fold: bool, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, fold))
+    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, 8, fold))
     for rows, start, normed in ((1, 0, False), (1, 700, False), (1, 130, True), (5, 90, False)):
         for kind in ("q4_0", "q8_0"):
             sizes = (8, 2, 64, 768)
@@ -236,13 +236,13 @@ def test_attention_and_its_product(fold: bool, hint: str, monkeypatch: pytest.Mo
 
 def test_a_split_that_is_left_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance tells a wrong kernel from a right one."""
-    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, False))
+    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, 8, False))
     assert attend(1, 700, (9, 3, 64, 768))[0] < TOLERANCE
     made = kernels._made
 
     def wrong(heads: rope.Heads) -> matvec.Made:
         right = made(heads)
-        return replace(right, code=right.code.replace("i < splits", "i < splits - 1u"))
+        return replace(right, code=right.code.replace("u < splits", "u < splits - 1u"))
 
     monkeypatch.setattr(kernels, "_made", wrong)
     assert attend(1, 700, (9, 3, 64, 768))[0] > 1e-6
