@@ -132,8 +132,8 @@ def _team(quads: int, shared: int) -> _Team:
     for count in (*counts, 1):
         team = _Team(threads, quads, lanes, -(-threads // each), each, tile.ahead, count)
         if team.memory <= text.MAX_MEMORY:
-            break
-    return team
+            return team
+    raise AssertionError(f"tiles.DECODE: {threads} threads need too much memory")
 
 
 def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
