@@ -11,6 +11,7 @@ unless heads have norms, which leave no binding for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fanlight import dtypes
@@ -21,6 +22,7 @@ from fanlight.kernels.target import CPU, SUBGROUPS, Context, Operand, Part
 from fanlight.shapes import Size, product
 
 _QUADS = "array<vec4<f32>>"
+_ABREAST = 4  # splits that are read at a time where they are combined
 
 
 def rule(
@@ -97,42 +99,60 @@ def _plan(heads: Heads) -> str:
 """
 
 
-def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
-    """A workgroup: one split for ``count`` heads of one group of keys and values. A lane scores a
-    position; then teams of ``quads`` lanes take turns with the positions to sum the values."""
+@dataclass(frozen=True, slots=True)
+class _Team:
+    """How a workgroup of ``threads`` goes through ``threads`` positions at a time. Scores:
+    ``lanes`` neighbours share a position, so that they read the same lines of the cache. Values:
+    each of ``teams`` of ``quads`` lanes has ``each`` positions, and reads those of ``ahead`` before
+    it knows their scores. ``heads``: how many, at most 4, share what is read."""
+
+    threads: int
+    quads: int
+    lanes: int
+    teams: int
+    each: int
+    ahead: int
+    heads: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes of workgroup memory."""
+        vectors = self.threads * max(self.lanes, self.heads) + self.heads * self.quads
+        return 16 * (vectors + self.threads + self.teams * (self.each + 2))
+
+
+def _team(quads: int, shared: int) -> _Team:
+    """For heads of ``quads`` quads, ``shared`` of which have the same keys and values."""
     tile = tiles.DECODE
-    shared = heads.heads // heads.groups
-    quads = heads.depth // 4
     threads = max(tile.threads, 1 << (quads - 1).bit_length())
+    lanes = next(n for n in (4, 2, 1) if quads % n == 0)
+    each = -(-threads // (threads // quads))
+    each = -(-each // tile.ahead) * tile.ahead
+    counts = [n for n in range(tile.together, 1, -1) if shared % n == 0]
+    for count in (*counts, 1):
+        team = _Team(threads, quads, lanes, -(-threads // each), each, tile.ahead, count)
+        if team.memory <= text.MAX_MEMORY:
+            return team
+    raise AssertionError(f"tiles.DECODE: {threads} threads need too much memory")
 
-    def fits(n: int) -> bool:
-        return 16 * (n * threads + 3 * threads + n * quads) <= text.MAX_MEMORY
 
-    several = [n for n in range(2, tile.together + 1) if shared % n == 0 and fits(n)]
-    count = max([1, *several])
+def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
+    """A workgroup: one split for some heads of one group of keys and values."""
+    shared, normed = heads.heads // heads.groups, bool(heads.norms)
+    team = _team(heads.depth // 4, shared)
+    quads, threads, count = team.quads, team.threads, team.heads
     bunches = heads.heads // count
-    teams, normed = threads // quads, bool(heads.norms)
-    kind = "f32" if count == 1 else f"vec{count}<f32>"
-    parts = [""] if count == 1 else [f".{c}" for c in "xyzw"[:count]]
     k, v = heads.k.dtype, heads.v.dtype
-
-    def each(form: str) -> str:
-        return "\n".join(form.format(r=r, c=c) for r, c in enumerate(parts))
-
-    def vector(form: str) -> str:
-        return f"{kind}({', '.join(form.format(r=r, c=c) for r, c in enumerate(parts))})"
-
     # bindings: a, cos, sin, [norm of q], k, v, partial
     at_k = 4 if normed else 3
-    spreads = each("  let spread{r} = spread(0u, head + {r}u);") if normed else ""
-    scale_of = vector("spread{r}") + ("" if count == 1 else f"[i / {quads}u]")
+    spreads = "\n".join(
+        f"  let spread{r} = spread(0u, head + {r}u);" for r in range(count if normed else 0)
+    )
+    scales = ", ".join(f"spread{r}" if r < count else "0.0" for r in range(4))
     turn = rope.four(
         f"turned(0u, head + i / {quads}u, (i % {quads}u) * 4u + {{i}}u, length - 1u"
-        + (f", {scale_of})" if normed else ")")
+        + (f", vec4<f32>({scales})[i / {quads}u])" if normed else ")")
     )
-    own = "" if normed else _write(heads, at_k, threads)
-    products = attention.scores(quads, each)
-    loads = attention.values(kind, threads, teams, heads.groups)
     body = f"""  let split = {text.GROUP} / {bunches}u;
   let head = ({text.GROUP} % {bunches}u) * {count}u;
   let kv = head / {shared}u;
@@ -142,58 +162,34 @@ def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
   for (var i = lane; i < {count * quads}u; i += {threads}u) {{
     query[i] = {turn} * {text.literal(scale, "f32")};
   }}
-{own}
-  let quad = lane % {quads}u;
-  let team = lane / {quads}u;
-  var highest = {kind}(-3.0e38);
-  var sum = {kind}(0.0);
-{each("  var sum{r} = vec4<f32>(0.0);")}
-  for (var base = split * each; base < end; base += {threads}u) {{
-    workgroupBarrier();
-    var score = {kind}(-3.0e38);
-    let row = (base + lane) * {heads.groups}u + kv;
-    if (base + lane < end) {{
-{each("      var products{r} = vec4<f32>(0.0);")}
-{products}
-      score = {vector("dot(products{r}, vec4<f32>(1.0))")};
-    }}
-    let now = max(highest, largest(score, lane));
-    let shrink = {vector("fl_exp(highest{c} - now{c})")};
-    let weight = {vector("fl_exp(score{c} - now{c})")};
-    weights[lane] = select({kind}(0.0), weight, base + lane < end);
-    workgroupBarrier();
-    sum = sum * shrink + weights[lane];
-{each("    sum{r} *= shrink{c};")}
-    let size = min({threads}u, end - base);
-    if (team < {teams}u) {{
-      for (var i = team; i < size; i += {4 * teams}u) {{
-{loads}
-{each("        sum{r} += p0{c} * v0 + p1{c} * v1 + p2{c} * v2 + p3{c} * v3;")}
-      }}
-    }}
-    highest = now;
-  }}
-  let all = add_up(sum, lane);
-{each(f"  sums[{{r}}u * {threads}u + lane] = sum{{r}};")}
+{"" if normed else _write(heads, at_k, threads)}
   workgroupBarrier();
+{_rounds(team, heads.groups)}
+{_merged(team)}
   for (var i = lane; i < {count * quads}u; i += {threads}u) {{
-    let r = i / {quads}u;
     var out = vec4<f32>(0.0);
-    for (var j = 0u; j < {teams}u; j++) {{
-      out += sums[r * {threads}u + j * {quads}u + i % {quads}u];
+    for (var j = 0u; j < {team.teams}u; j++) {{
+      out += work[(i / {quads}u) * {threads}u + j * {quads}u + i % {quads}u];
     }}
-    b{at_k + 2}[(split * {heads.heads}u + head + r) * {quads + 1}u + i % {quads}u] = out;
+    b{at_k + 2}[(split * {heads.heads}u + head + i / {quads}u) * {quads + 1}u + i % {quads}u] = out;
   }}
   if (lane < {count}u) {{
-    let high = highest{"" if count == 1 else "[lane]"};
-    let part = vec4<f32>(high, all{"" if count == 1 else "[lane]"}, 0.0, 0.0);
+    let part = vec4<f32>(high[lane], all[lane], 0.0, 0.0);
     b{at_k + 2}[(split * {heads.heads}u + head + lane) * {quads + 1}u + {quads}u] = part;
   }}"""
-    memory = attention.workspace(kind, threads, count, quads)
+    memory = f"""var<workgroup> query: array<vec4<f32>, {count * quads}>;
+var<workgroup> work: array<vec4<f32>, {threads * max(team.lanes, count)}>;
+var<workgroup> scores: array<vec4<f32>, {threads}>;
+var<workgroup> weights: array<vec4<f32>, {team.teams * team.each}>; // the rest stays 0
+var<workgroup> tops: array<vec4<f32>, {team.teams}>;
+var<workgroup> totals: array<vec4<f32>, {team.teams}>;
+fn exps(x: vec4<f32>) -> vec4<f32> {{
+  return vec4<f32>(fl_exp(x.x), fl_exp(x.y), fl_exp(x.z), fl_exp(x.w));
+}}
+"""
     code = rope.turned(heads, 0, 1, 2, 3 if normed else None)
     code += blocks.reader(k, "k", at_k, f"{quads}u") + blocks.reader(v, "v", at_k + 1, f"{quads}u")
-    code += memory + text.reduction("largest", kind, threads, "max({a}, {b})")
-    code += text.reduction("add_up", kind, threads, "{a} + {b}") + text.entry(threads, body)
+    code += memory + text.entry(threads, body)
     caches = [b for c in (k, v) for b in blocks.bindings(c)]
     if not normed:
         caches = [Binding(b.type, "read_write") for b in caches]
@@ -205,8 +201,106 @@ def _split(heads: Heads, partial: str, scale: float) -> WgslLaunch:
         (heads.start, heads.k.shape[0]),
     )
     names = [heads.a, heads.cos, heads.sin, *heads.norms[:1], heads.k, heads.v]
-    grid = text.fold_grid(bunches * tile.splits)
+    grid = text.fold_grid(bunches * tiles.DECODE.splits)
     return WgslLaunch(kernel, (*(x.buffer for x in names), partial), grid)
+
+
+def _rounds(team: _Team, groups: int) -> str:
+    """The loop over a split's positions. Component r of a vector is the head r's. Each team keeps
+    the maximum, the sum and the weighted values of its own positions, so that a round takes three
+    barriers. Positions beyond the end are read as the last one, with a weight of 0."""
+    threads, lanes, count = team.threads, team.lanes, team.heads
+    rows = "\n".join(
+        f"    let row{j} = (base + min({j * threads // lanes}u + lane / {lanes}u, size - 1u))"
+        f" * {groups}u + kv;\n    var score{j} = vec4<f32>(0.0);"
+        for j in range(lanes)
+    )
+    dots = ", ".join([f"dot(q{r}, k)" for r in range(count)] + ["0.0"] * (4 - count))
+    steps = []
+    for at in range(0, team.quads, lanes):
+        steps += ["    {", f"      let at = lane % {lanes}u + {at}u;"]
+        steps += [f"      let q{r} = query[{r * team.quads}u + at];" for r in range(count)]
+        for j in range(lanes):
+            add_up = f"score{j} += vec4<f32>({dots});"
+            steps.append(f"      {{ let k = k_quad(row{j}, at); {add_up} }}")
+        steps.append("    }")
+    products = "\n".join(steps)
+    stores = "\n".join(f"    work[{j * threads}u + lane] = score{j};" for j in range(lanes))
+    score = " + ".join(  # turned from lane to lane: no bank conflicts
+        f"work[lane * {lanes}u + (lane / 2u + {j}u) % {lanes}u]" for j in range(lanes)
+    )
+    quad = f"v_quad((base + min(mine + {{at}}, size - 1u)) * {groups}u + kv, quad)"
+    ahead = "\n".join(f"    var v{u} = {quad.format(at=f'{u}u')};" for u in range(team.ahead))
+    more = "\n".join(f"      v{u} = {quad.format(at=f'i + {u}u')};" for u in range(team.ahead))
+
+    def add(at: str) -> str:
+        return "\n".join(
+            f"      {{ let w = weights[mine + {at}{u}u] * grow; sum += w; "
+            + " ".join(f"sum{r} += w[{r}] * v{u};" for r in range(count))
+            + " }"
+            for u in range(team.ahead)
+        )
+
+    sums = "\n".join(f"  var sum{r} = vec4<f32>(0.0);" for r in range(count))
+    shrinks = "\n".join(f"    sum{r} *= shrink[{r}];" for r in range(count))
+    return f"""  let quad = lane % {team.quads}u;
+  let team = min(lane / {team.quads}u, {team.teams - 1}u);
+  let mine = team * {team.each}u;
+  let judged = lane / {team.each}u; // the team that has the position which this lane judges
+  var highest = vec4<f32>(-3.0e38);
+  var sum = vec4<f32>(0.0);
+{sums}
+  for (var base = split * each; base < end; base += {threads}u) {{
+    let size = min({threads}u, end - base);
+{ahead}
+{rows}
+{products}
+{stores}
+    workgroupBarrier();
+    let score = select(vec4<f32>(-3.0e38), {score}, lane < size);
+    scores[lane] = score;
+    workgroupBarrier();
+    var top = score;
+    for (var i = 0u; i < {team.each}u; i++) {{
+      top = max(top, scores[min(judged * {team.each}u + i, {threads - 1}u)]);
+    }}
+    weights[lane] = select(vec4<f32>(0.0), exps(score - top), lane < size);
+    if (lane % {team.each}u == 0u) {{ tops[judged] = top; }}
+    workgroupBarrier();
+    let now = max(highest, tops[team]);
+    let shrink = exps(highest - now);
+    let grow = exps(tops[team] - now);
+    highest = now;
+    sum *= shrink;
+{shrinks}
+    {{
+{add("")}
+    }}
+    for (var i = {team.ahead}u; i < {team.each}u; i += {team.ahead}u) {{
+{more}
+{add("i + ")}
+    }}
+  }}"""
+
+
+def _merged(team: _Team) -> str:
+    """From each team's maximum, sum and weighted values to ``high``, ``all`` and, in ``work``,
+    values that may be added up."""
+    stores = "\n".join(
+        f"  work[{r * team.threads}u + lane] = sum{r} * scale[{r}];" for r in range(team.heads)
+    )
+    return f"""  workgroupBarrier();
+  let first = lane == team * {team.quads}u;
+  if (first) {{ tops[team] = highest; }}
+  workgroupBarrier();
+  var high = highest;
+  for (var j = 0u; j < {team.teams}u; j++) {{ high = max(high, tops[j]); }}
+  let scale = exps(highest - high);
+{stores}
+  if (first) {{ totals[team] = sum * scale; }}
+  workgroupBarrier();
+  var all = vec4<f32>(0.0);
+  for (var j = 0u; j < {team.teams}u; j++) {{ all += totals[j]; }}"""
 
 
 def _write(heads: Heads, at_k: int, threads: int) -> str:
@@ -227,24 +321,43 @@ def _write(heads: Heads, at_k: int, threads: int) -> str:
 
 
 def _made(heads: Heads) -> matvec.Made:
-    """A quad of the values of all heads: the splits', weighted by their maxima, over their sums."""
+    """Quads of the values of all heads: the splits', weighted by their maxima, over their sums.
+    Several splits are read at a time, since their latency is what a long past costs here."""
     quads = heads.depth // 4
-    code = f"""fn made(at: u32) -> vec4<f32> {{
-  let head = at / {quads}u;
-{_plan(heads)}  var highest = -3.0e38;
-  for (var i = 0u; i < splits; i++) {{
-    highest = max(highest, b0[(i * {heads.heads}u + head) * {quads + 1}u + {quads}u].x);
+    alone = quads % matvec.RUN == 0  # both quads are of one head
+    heads_of = ["a"] if alone else ["a", "b"]
+    loads, states, updates = [], [], []
+    for u in range(_ABREAST):
+        loads.append(f"    let i{u} = min(base + {u}u, splits - 1u) * {heads.heads}u;")
+        for x in heads_of:
+            at = f"(i{u} + {x} / {quads}u) * {quads + 1}u + {quads}u"
+            loads.append(f"    let s{x}{u} = b0[{at}].xy;")
+        for x in "ab":
+            at = f"(i{u} + {x} / {quads}u) * {quads + 1}u + {x} % {quads}u"
+            loads.append(f"    let v{x}{u} = b0[{at}];")
+    for x in heads_of:
+        states.append(f"  var high_{x} = -3.0e38;\n  var total_{x} = 0.0;")
+        now = f"high_{x}"
+        for u in range(_ABREAST):
+            now = f"max({now}, s{x}{u}.x)"
+        updates.append(f"    let now_{x} = {now};\n    let old_{x} = fl_exp(high_{x} - now_{x});")
+        updates.append(f"    high_{x} = now_{x};\n    total_{x} *= old_{x};")
+        for u in range(_ABREAST):
+            weight = f"select(0.0, fl_exp(s{x}{u}.x - now_{x}), base + {u}u < splits)"
+            updates.append(f"    let w{x}{u} = {weight};\n    total_{x} += w{x}{u} * s{x}{u}.y;")
+    for x in "ab":
+        of = heads_of[-1] if x == "b" else "a"
+        states.append(f"  var sum_{x} = vec4<f32>(0.0);")
+        parts = " + ".join(f"w{of}{u} * v{x}{u}" for u in range(_ABREAST))
+        updates.append(f"    sum_{x} = sum_{x} * old_{of} + {parts};")
+    lines = "\n".join
+    code = f"""fn made(a: u32, b: u32) -> array<vec4<f32>, 2> {{
+{_plan(heads)}{lines(states)}
+  for (var base = 0u; base < splits; base += {_ABREAST}u) {{
+{lines(loads)}
+{lines(updates)}
   }}
-  var total = 0.0;
-  var sum = vec4<f32>(0.0);
-  for (var i = 0u; i < splits; i++) {{
-    let first = (i * {heads.heads}u + head) * {quads + 1}u;
-    let part = b0[first + {quads}u];
-    let weight = fl_exp(part.x - highest);
-    total += weight * part.y;
-    sum += weight * b0[first + at % {quads}u];
-  }}
-  return sum / total;
+  return array<vec4<f32>, 2>(sum_a / total_a, sum_b / total_{heads_of[-1]});
 }}
 """
     return matvec.Made(code, (heads.start, heads.k.shape[0]))
@@ -255,7 +368,7 @@ def _combine(heads: Heads, partial: str, output: Operand) -> WgslLaunch:
     count, threads = heads.heads * heads.depth // 4, 64
     body = f"""  let at = {text.GROUP} * {threads}u + lane;
   if (at >= {count}u) {{ return; }}
-  b1[at] = made(at);"""
+  b1[at] = made(at, at)[0];"""
     made = _made(heads)
     code = made.code + text.entry(threads, body)
     bindings = (Binding(_QUADS, "read"), Binding(_QUADS, "read_write"))

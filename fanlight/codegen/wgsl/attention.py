@@ -87,8 +87,8 @@ def _text(k: DType, v: DType, shape: _Shape, start: Size, scale: float) -> str:
     def vector(form: str) -> str:
         return f"{kind}({', '.join(form.format(r=r, c=c) for r, c in enumerate(part))})"
 
-    products = scores(quads, each)
-    loads = values(kind, threads, teams, shape.groups)
+    products = _scores(quads, each)
+    loads = _values(kind, threads, teams, shape.groups)
     body = f"""  let head = {text.GROUP} % {heads}u;
   let t = ({text.GROUP} / {heads}u) * {count}u;
   let rows = {text.size_u32(shape.rows)};
@@ -142,14 +142,14 @@ def _text(k: DType, v: DType, shape: _Shape, start: Size, scale: float) -> str:
     out /= all{"" if count == 1 else "[r]"};
     if (t + r < rows) {{ b3[((t + r) * {heads}u + head) * {quads}u + at] = out; }}
   }}"""
-    memory = workspace(kind, threads, count, quads)
+    memory = _workspace(kind, threads, count, quads)
     code = blocks.reader(k, "k", 1, f"{quads}u") + blocks.reader(v, "v", 2, f"{quads}u") + memory
     code += text.reduction("largest", kind, threads, "max({a}, {b})")
     code += text.reduction("add_up", kind, threads, "{a} + {b}") + text.entry(threads, body)
     return maths.functions(code) + code
 
 
-def scores(quads: int, each: Callable[[str], str]) -> str:
+def _scores(quads: int, each: Callable[[str], str]) -> str:
     """Queries times the keys of ``row``, in all columns that ``each`` repeats a form for. Unrolled:
     a loop that naga bounds keeps one load in flight."""
     return "\n".join(
@@ -159,7 +159,7 @@ def scores(quads: int, each: Callable[[str], str]) -> str:
     )
 
 
-def values(kind: str, threads: int, teams: int, groups: int) -> str:
+def _values(kind: str, threads: int, teams: int, groups: int) -> str:
     """Weights and values of four of a team's positions: one load's latency, not four."""
     return "\n".join(
         f"""        let j{u} = i + {u * teams}u;
@@ -169,7 +169,7 @@ def values(kind: str, threads: int, teams: int, groups: int) -> str:
     )
 
 
-def workspace(kind: str, threads: int, count: int, quads: int) -> str:
+def _workspace(kind: str, threads: int, count: int, quads: int) -> str:
     """A workgroup's memory for ``count`` queries of ``quads`` quads."""
     return f"""var<workgroup> query: array<vec4<f32>, {count * quads}>;
 var<workgroup> weights: array<{kind}, {threads}>;

@@ -24,6 +24,8 @@ from fanlight.kernels.launch import Binding, WgslKernel, WgslLaunch
 from fanlight.kernels.target import Operand
 from fanlight.shapes import Size, binary, ceildiv, maximum
 
+RUN = 8  # quads of x; a piece's come in pairs that lie in one aligned run
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -45,8 +47,8 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """``code``: ``fn made(at: u32) -> vec4<f32>``, the quad ``at`` of x from the vectors of b0;
-    ``sizes``: what it reads."""
+    """``code``: ``fn made(a: u32, b: u32) -> array<vec4<f32>, 2>``, the quads ``a`` and ``b`` of x
+    from the vectors of b0, both in one aligned run of ``RUN``; ``sizes``: what it reads."""
 
     code: str
     sizes: tuple[Size, ...]
@@ -223,9 +225,17 @@ def _loop(
         place = f"first + {r}u" if fits else f"min(first + {r}u, rows - 1u)"
         return f"{place} + {base}u" if base else place
 
-    form = "made({})" if around.made else "b0[{}]"
-    loads = "\n".join(f"      let x{i} = {form.format(at)};" for i, at in enumerate(piece.at))
     names = [f"x{i}" for i in range(len(piece.at))]
+    if around.made:
+        pairs = range(0, len(names), 2)
+        loads = "\n".join(
+            f"      let made{i} = made({piece.at[i]}, {piece.at[i : i + 2][-1]});" for i in pairs
+        )
+        names = [f"made{i & ~1}[{i & 1}]" for i in range(len(names))]
+    else:
+        loads = "\n".join(
+            f"      let {x} = b0[{at}];" for x, at in zip(names, piece.at, strict=True)
+        )
     squares = ""
     if around.gain:
         squares = " + ".join(f"dot({x}, {x})" for x in names)

@@ -42,14 +42,16 @@ class Vector:
 @dataclass(frozen=True, slots=True)
 class Decode:
     """Attention of one row. Positions are split among at most ``splits`` workgroups of ``threads``
-    threads, each with ``chunk`` positions or more, for up to ``together`` heads that share keys.
-    ``fold``: the product that follows combines the splits, in each of its workgroups; otherwise a
-    dispatch does."""
+    threads, each with ``chunk`` positions or more, for up to ``together`` (at most 4) heads that
+    share keys. A lane reads ``ahead`` quads of values before their scores are known. ``fold``: the
+    product that follows combines the splits, in each of its workgroups; otherwise a dispatch does.
+    """
 
     splits: int
     chunk: int
     threads: int
     together: int
+    ahead: int
     fold: bool
 
 
@@ -59,4 +61,4 @@ GATED = Vector(rows=2, groups=256, least=32, most=256, steps=2, unroll=4, wide=F
 COMBINING = Vector(
     rows=8, groups=128, least=32, most=256, steps=1, unroll=4, wide=False, bits=False
 )
-DECODE = Decode(splits=8, chunk=256, threads=256, together=4, fold=True)
+DECODE = Decode(splits=8, chunk=128, threads=128, together=4, ahead=8, fold=True)

@@ -226,7 +226,7 @@ def test_attend_far_on(start: int) -> None:
 @pytest.mark.parametrize("hint", ["", "subgroups", "cpu"])
 @pytest.mark.parametrize("fold", [True, False])
 def test_attention_and_its_product(fold: bool, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, fold))
+    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, 8, fold))
     for rows, start, normed in ((1, 0, False), (1, 700, False), (1, 130, True), (5, 90, False)):
         for kind in ("q4_0", "q8_0"):
             sizes = (8, 2, 64, 768)
@@ -234,15 +234,41 @@ def test_attention_and_its_product(fold: bool, hint: str, monkeypatch: pytest.Mo
             assert max(errors) < TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0", "q4_k", "q6_k", "f16"])
+def test_a_product_combines_small_heads(kind: str) -> None:
+    """A pair of quads that belong to two heads, and to one."""
+    for depth in (16, 32):
+        errors = attend(1, 700, (512 // depth, 4, depth, 768), hint="subgroups", add=kind)
+        assert max(errors) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [
+        tiles.Decode(3, 32, 128, 4, 8, fold=True),
+        tiles.Decode(16, 16, 64, 2, 4, fold=True),
+        tiles.Decode(7, 128, 128, 1, 16, fold=True),
+    ],
+)
+def test_every_tile_of_attention_gives_the_same(
+    tile: tiles.Decode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "DECODE", tile)
+    for start in (0, 130, 700):
+        for sizes in ((8, 2, 64, 768), (6, 1, 20, 768), (3, 3, 256, 768)):
+            assert max(attend(1, start, sizes)) < TOLERANCE
+        assert max(attend(1, start, (8, 2, 64, 768), add="q4_0")) < TOLERANCE
+
+
 def test_a_split_that_is_left_out_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance tells a wrong kernel from a right one."""
-    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, False))
+    monkeypatch.setattr(tiles, "DECODE", tiles.Decode(8, 64, 128, 4, 8, False))
     assert attend(1, 700, (9, 3, 64, 768))[0] < TOLERANCE
     made = kernels._made
 
     def wrong(heads: rope.Heads) -> matvec.Made:
         right = made(heads)
-        return replace(right, code=right.code.replace("i < splits", "i < splits - 1u"))
+        return replace(right, code=right.code.replace("u < splits", "u < splits - 1u"))
 
     monkeypatch.setattr(kernels, "_made", wrong)
     assert attend(1, 700, (9, 3, 64, 768))[0] > 1e-6
