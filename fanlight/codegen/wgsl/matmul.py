@@ -47,12 +47,14 @@ def products(
         around = matvec.Surroundings(residual=residual)
         subgroups = SUBGROUPS in context.features
         return [*matvec.launches(x.buffer, weights, output.buffer, around, subgroups)]
+    segments = matvec.segments(weights)
+    if CPU in context.features:
+        return [on_cpu.matmul(x, segment, output, rows, residual) for segment in segments]
     width = output.shape[-1]
     launches: list[Launch] = []
-    make = on_cpu.matmul if CPU in context.features else _tiled
     extra = (residual,) if residual else ()
-    for segment in matvec.segments(weights):
-        kernel, grid = make(segment, rows, width, k, bool(residual))
+    for segment in segments:
+        kernel, grid = _tiled(segment, rows, width, k, bool(residual))
         buffers = (x.buffer, *extra, *segment.buffers, output.buffer)
         launches.append(WgslLaunch(kernel, buffers, grid))
     return launches
