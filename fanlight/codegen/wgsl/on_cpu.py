@@ -12,7 +12,7 @@ from fanlight.codegen.wgsl import blocks, maths, text
 from fanlight.codegen.wgsl.matvec import Segment, bindings
 from fanlight.kernels.launch import Binding, WgslLaunch
 from fanlight.kernels.target import Operand
-from fanlight.shapes import Size, binary, ceildiv
+from fanlight.shapes import Size, binary, ceildiv, product
 
 _THREADS = 16
 _ROWS, _COLUMNS = 4, 4  # outputs of an invocation
@@ -115,12 +115,13 @@ def attention(
     assert isinstance(heads, int) and isinstance(depth, int) and isinstance(groups, int)
     quads = depth // 4
     parts = -(-quads // _QUADS)
-    body = f"""  let part = {_INVOCATION} % {parts}u;
-  let row = {_INVOCATION} / {parts}u; // of q: position and head
-  let t = row / {heads}u;
-  if (t >= {text.size_u32(rows)}) {{ return; }}
-  let length = min({text.size_u32(start)} + t + 1u, {text.size_u32(context)});
-  let kv = (row % {heads}u) / {heads // groups}u;
+    first, grid = text.rowwise(rows, heads * parts, _THREADS)
+    body = f"""{first}
+  let part = place % {parts}u;
+  let head = place / {parts}u;
+  let query = (row * {heads}u + head) * {quads}u;
+  let length = min({text.size_u32(start)} + row + 1u, {text.size_u32(context)});
+  let kv = head / {heads // groups}u;
   let first = part * {_QUADS}u;
   let count = min({_QUADS}u, {quads}u - first);
   var highest = -3.0e38;
@@ -129,18 +130,18 @@ def attention(
   for (var p = 0u; p < length; p++) {{
     let at = p * {groups}u + kv;
     var products = vec4<f32>(0.0);
-    for (var i = 0u; i < {quads}u; i++) {{ products += b0[row * {quads}u + i] * k_quad(at, i); }}
+    for (var i = 0u; i < {quads}u; i++) {{ products += b0[query + i] * k_quad(at, i); }}
     let score = dot(products, vec4<f32>({text.literal(scale, "f32")}));
-    let now = max(highest, score);
-    let shrink = fl_exp(highest - now);
-    let weight = fl_exp(score - now);
+    let lower = fl_exp(-abs(score - highest));
+    let shrink = select(1.0, lower, score > highest);
+    let weight = select(lower, 1.0, score > highest);
     total = total * shrink + weight;
     for (var i = 0u; i < count; i++) {{
       sums[i] = sums[i] * shrink + weight * v_quad(at, first + i);
     }}
-    highest = now;
+    highest = max(highest, score);
   }}
-  for (var i = 0u; i < count; i++) {{ b3[row * {quads}u + first + i] = sums[i] / total; }}"""
+  for (var i = 0u; i < count; i++) {{ b3[query + first + i] = sums[i] / total; }}"""
     code = blocks.reader(k.dtype, "k", 1, f"{quads}u") + blocks.reader(v.dtype, "v", 2, f"{quads}u")
     code += text.entry(_THREADS, body)
     code = maths.functions(code) + code
@@ -150,9 +151,41 @@ def attention(
         *blocks.bindings(v.dtype),
         Binding("array<vec4<f32>>", "read_write"),
     )
-    kernel = text.kernel(f"attention_{k.dtype}_cpu", code, bound, (rows, start, context))
+    kernel = text.kernel(f"attention_{k.dtype}_cpu", code, bound, (start, context))
     buffers = (q.buffer, k.buffer, v.buffer, output.buffer)
-    return WgslLaunch(kernel, buffers, _grid(binary("*", rows, heads * parts)))
+    return WgslLaunch(kernel, buffers, grid)
+
+
+def rms_norm(x: Operand, weight: Operand, output: Operand, eps: float) -> WgslLaunch:
+    """Four invocations, which a CPU runs as one, sum up a row alike and share its writing."""
+    rows, k = product(x.shape[:-1]), x.shape[-1]
+    assert isinstance(k, int)
+    wide = k % 4 == 0
+    kind, square = ("vec4<f32>", "dot(v, v)") if wide else ("f32", "v * v")
+    items = k // 4 if wide else k
+    body = f"""  let first = group.y * {items}u;
+  var sum = 0.0;
+  for (var i = 0u; i < {items}u; i++) {{
+    let v = b0[first + i];
+    sum += {square};
+  }}
+  let scale = 1.0 / sqrt(sum / {k}.0 + {text.literal(eps, "f32")});
+  for (var i = lane; i < {items}u; i += 4u) {{ b2[first + i] = b0[first + i] * scale * b1[i]; }}"""
+    read = Binding(f"array<{kind}>", "read")
+    bound = (read, read, Binding(f"array<{kind}>", "read_write"))
+    kernel = text.kernel("rms_norm_cpu", text.entry(4, body), bound)
+    return WgslLaunch(kernel, (x.buffer, weight.buffer, output.buffer), (1, rows, 1))
+
+
+def gating(both: Operand, output: Operand, rows: Size, width: int) -> WgslLaunch:
+    """silu of the first half of each row times the second."""
+    first, grid = text.rowwise(rows, width, _THREADS)
+    body = f"""{first}
+  b1[at] = fl_silu(b0[at + row * {width}u]) * b0[at + (row + 1u) * {width}u];"""
+    code = text.entry(_THREADS, body)
+    bound = (Binding("array<f32>", "read"), Binding("array<f32>", "read_write"))
+    kernel = text.kernel("gating_cpu", maths.functions(code) + code, bound)
+    return WgslLaunch(kernel, (both.buffer, output.buffer), grid)
 
 
 def _grid(invocations: Size) -> Grid:
