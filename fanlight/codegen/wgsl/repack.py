@@ -1,10 +1,9 @@
 """The load kernel: raw block bytes in the staging buffer → the planes of ``blocks.ROWS``.
 
-Neighbouring invocations write neighbouring words, which both GPUs and CPUs that play one do at
-once. A word of a plane of 2 bytes a unit is a pair of units, aligned to the whole weight (units 2p
-and 2p + 1), so no two invocations write one word. Where a chunk holds half of a pair, the other
-half of the shared word is kept: the neighbour chunk, in an earlier or a later dispatch, writes
-that.
+An invocation writes whole units, plane by plane. A plane of 2 bytes a unit goes by pairs, aligned
+to the whole weight (units 2p and 2p + 1), so no two invocations write one word. Where a chunk holds
+half of a pair, the other half of the shared word is kept: the neighbour chunk, in an earlier or a
+later dispatch, writes that.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from fanlight.codegen.wgsl import text
 from fanlight.codegen.wgsl.blocks import Copied, row_of
 from fanlight.dtypes import DType
 from fanlight.kernels.launch import Binding, WgslLaunch
-from fanlight.shapes import Size, binary, ceildiv
+from fanlight.shapes import Size, ceildiv
 
 THREADS = 64
-_EACH = 16  # words of the widest plane for each invocation
+_EACH = 4  # units of an invocation
+_UNROLLED = 8  # words: more are copied by fours, which keeps the text short
 
 
 def launch(
@@ -41,8 +41,7 @@ def launch(
         ),
         (first, count),
     )
-    words = binary("*", count, max(plane.bytes for plane in planes) // 4)
-    grid = text.fold_grid(ceildiv(words, THREADS * _EACH))
+    grid = text.fold_grid(ceildiv(count, THREADS * _EACH))
     return WgslLaunch(kernel, (staging, *target), grid, (base,))
 
 
@@ -63,17 +62,25 @@ def _copy(out: int, plane: Copied, unit: int) -> str:
   }}
 """
     words = plane.bytes // 4
-    assert plane.bytes % 4 == 0, plane
+    step = words if words <= _UNROLLED else 4
+    assert plane.bytes % 4 == 0 and words % step == 0, plane
     if unit % 4 == plane.offset % 4 == 0:
-        value = f"b0[(at / {words}u) * {unit // 4}u + at % {words}u + {plane.offset // 4}u]"
-        return f"""  for (var at = id; at < count * {words}u; at += ids) {{
-    b{out}[first * {words}u + at] = {value};
-  }}
-"""
-    return f"""  for (var at = id; at < count * {words}u; at += ids) {{
-    let byte = (at / {words}u) * {unit}u + (at % {words}u) * 4u + {plane.offset}u;
+        code = "".join(f"    b{out}[to + {i}u] = b0[source + {i}u];\n" for i in range(step))
+    else:
+        code = "    let w0 = b0[source];\n" + "".join(
+            f"    let w{i + 1} = b0[source + {i + 1}u];\n"
+            f"    b{out}[to + {i}u] = (w{i} >> shift) | ((w{i + 1} << 1u) << (31u - shift));\n"
+            for i in range(step)
+        )
+    more, end = "", ""
+    if step < words:
+        more = f"    for (var i = 0u; i < {words}u; i += {step}u) {{\n"
+        end = "    }\n"
+    i = " + i" if more else ""
+    return f"""  for (var at = id; at < count; at += ids) {{
+    let byte = at * {unit}u + {plane.offset}u;
     let shift = (byte & 3u) * 8u;
-    let next = (b0[(byte >> 2u) + 1u] << 1u) << (31u - shift); // no bits of it if shift is 0
-    b{out}[first * {words}u + at] = (b0[byte >> 2u] >> shift) | next;
-  }}
+{more}    let source = (byte >> 2u){i};
+    let to = (first + at) * {words}u{i};
+{code}{end}  }}
 """
