@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fanlight.codegen.wgsl import blocks, matvec, on_cpu, text
+from fanlight.codegen.wgsl import blocks, cpu_matmul, matvec, text
 from fanlight.codegen.wgsl import loops as wgsl_loops
 from fanlight.codegen.wgsl.matvec import Segment
 from fanlight.kernels import loops
@@ -49,7 +49,7 @@ def products(
         return [*matvec.launches(x.buffer, weights, output.buffer, around, subgroups)]
     segments = matvec.segments(weights)
     if CPU in context.features:
-        return [on_cpu.matmul(x, segment, output, rows, residual) for segment in segments]
+        return [cpu_matmul.launch(x, segment, output, rows, residual) for segment in segments]
     width = output.shape[-1]
     launches: list[Launch] = []
     extra = (residual,) if residual else ()

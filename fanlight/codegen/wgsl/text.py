@@ -67,9 +67,9 @@ def fold_grid(workgroups: Size) -> tuple[Size, Size, Size]:
 
 
 def rowwise(rows: Size, across: int, threads: int) -> tuple[str, tuple[Size, Size, Size]]:
-    """For adapters that are CPUs: statements that give ``row`` and ``at``, the place among ``across``
-    items of each row, rows on end; and their grid. A row has workgroups of its own, so that one
-    kernel serves any number of rows, which is at most 65,535."""
+    """For adapters that are CPUs: statements that give ``row``, ``place`` (of ``across`` items in
+    a row) and ``at`` (of those of all rows), and their grid. A row has workgroups of its own, so
+    that one kernel serves any number of rows, which is at most 65,535."""
     assert maximum(rows) <= MAX_GROUPS, rows
     code = f"""  let row = group.y;
   let place = group.x * {threads}u + lane;
