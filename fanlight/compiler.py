@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -286,15 +287,17 @@ class _Compilation:
                 source.dtype,
                 plans.STAGING,
                 part.buffers,
-                binary("+", self.first, part.base * row_units),
+                self.first,
                 self.count,
+                part.base * row_units,
             )
             out.append(
                 Weight(name, place, unit, "", tuple(self._dispatch(x, x.buffers) for x in launches))
             )
-        for (_, data), name in self.constants.items():
-            out.append(Weight(name, self._inline(data), 4, name))
-        return out
+        constants = [
+            Weight(name, self._inline(data), 4, name) for (_, data), name in self.constants.items()
+        ]
+        return [*constants, *out]  # repacking may read constants
 
     def _declare_arena(self) -> None:
         for number, size in enumerate(self.slots):
@@ -352,12 +355,15 @@ class _Compilation:
         return InlineSource(0, at, len(data))
 
     def _constant(self, node: Node) -> str:
-        data: bytes = node.attrs["data"]
+        return self._data(node.dtype.name, node.attrs["data"], node.shape)
+
+    def _data(self, dtype: str, data: bytes, shape: tuple[Size, ...]) -> str:
+        """The buffer that holds ``data``, equal ones once."""
         data += b"\0" * (-len(data) % 4)
-        key = (node.dtype.name, data)
+        key = (dtype, data)
         if key not in self.constants:
             self.constants[key] = f"constant.{len(self.constants)}"
-            self._buffer(self.constants[key], "weight", len(data), node.dtype.name, node.shape)
+            self._buffer(self.constants[key], "weight", len(data), dtype, shape)
         return self.constants[key]
 
     def _dispatch(self, launch: Launch, buffers: tuple[str, ...]) -> Dispatch:
@@ -366,6 +372,10 @@ class _Compilation:
             from fanlight.codegen.wgsl import link as wgsl_link
 
             kernel, extra = wgsl_link.link(launch, self.dims)
+            if launch.parameters:
+                count = len(launch.parameters)
+                data = struct.pack(f"<{count}I", *launch.parameters)
+                buffers = (*buffers, self._data("u32", data, (count,)))
             if name not in self.kernels:
                 self.kernels[name] = len(self.kernel_rows)
                 self.kernel_rows.append(kernel)

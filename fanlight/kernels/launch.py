@@ -68,9 +68,13 @@ class WasmKernel:
 
 @dataclass(frozen=True, slots=True)
 class WgslLaunch:
+    """``parameters``: numbers that differ between launches of one kernel; where there are any, the
+    kernel's last binding is an ``array<u32>`` of them, beyond ``buffers``."""
+
     kernel: WgslKernel
     buffers: tuple[str, ...]
     grid: tuple[Size, Size, Size]
+    parameters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,9 +133,15 @@ class Target(Protocol):
         ...
 
     def repack(
-        self, dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
+        self,
+        dtype: DType,
+        staging: str,
+        target: tuple[str, ...],
+        first: Size,
+        count: Size,
+        base: int = 0,
     ) -> list[Launch]:
         """Launches that write units ``[first, first + count)`` (sizes over the dims ``unit_first``
-        and ``unit_count``) of a weight from the bytes at the start of ``staging`` into its
-        planes."""
+        and ``unit_count``) of a weight from the bytes at the start of ``staging`` into its planes,
+        where it follows ``base`` units of other weights."""
         ...

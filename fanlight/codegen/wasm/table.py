@@ -38,7 +38,13 @@ class Wasm:
         return loops.launch(kernel, buffers)
 
     def repack(
-        self, dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
+        self,
+        dtype: DType,
+        staging: str,
+        target: tuple[str, ...],
+        first: Size,
+        count: Size,
+        base: int = 0,
     ) -> list[Launch]:
         raise AssertionError("all weights keep their files' bytes")
 

@@ -1,6 +1,7 @@
 """The index of the largest value of each row: f32 [..., N] → i32 [...]; the lowest of equals.
 
-Long rows take two stages: 64 workgroups find the best of their slice, one finds the best of those.
+Long rows take two stages: 64 workgroups find the best of their slice, one finds the best of those;
+on a CPU the second would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def rule(
     rows, n = product(x.shape[:-1]), x.shape[-1]
     value = "vec2<u32>(bitcast<u32>(b0[row * SIZE + i]), i + 1u)"
     result = "b1[row] = i32(max(best.y, 1u)) - 1;"
-    if maximum(n) < _LONG:
+    if maximum(n) < _LONG or threads == 1:
         return [
             _stage(
                 "argmax",

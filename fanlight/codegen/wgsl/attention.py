@@ -32,7 +32,7 @@ def rule(
     assert isinstance(heads, int) and isinstance(depth, int) and isinstance(groups, int)
     check(k, v)
     start: Size = attrs["start"]
-    if CPU in context.features:
+    if CPU in context.features and maximum(rows) <= text.MAX_GROUPS:
         return [on_cpu.attention(q, k, v, output, start, attrs["scale"])]
     together = 1 if maximum(rows) == 1 else 4
     threads = max(256 if together == 1 else 64, 1 << (depth // 4 - 1).bit_length())

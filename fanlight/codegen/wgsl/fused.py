@@ -11,12 +11,12 @@ from typing import Any
 
 from fanlight import dtypes
 from fanlight.codegen.wgsl import loops as wgsl_loops
-from fanlight.codegen.wgsl import matmul, matvec, norm
+from fanlight.codegen.wgsl import matmul, matvec, norm, on_cpu, text
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import apply, extent
 from fanlight.kernels.target import CPU, SUBGROUPS, Context, Operand, Part
-from fanlight.shapes import Size, product
+from fanlight.shapes import Size, maximum, product
 
 
 def project(
@@ -44,12 +44,14 @@ def swiglu(
         around = matvec.Surroundings(gain.buffer, attrs["eps"], gated=True)
         launches = matvec.launches(x.buffer, [gate, up], output.buffer, around, _subgroups(context))
         return [*launches]
-    width = gate.shape[0]
+    rows, width = product(x.shape[:-1]), gate.shape[0]
     assert isinstance(width, int)
     both = _scratch((*x.shape[:-1], 2 * width), context)
+    cpu = CPU in context.features and maximum(rows) <= text.MAX_GROUPS
+    gating = on_cpu.gating if cpu else _gating
     return [
         *project([x, gain, gate, up], both, attrs, context),
-        _gating(both, output, product(x.shape[:-1]), width),
+        gating(both, output, rows, width),
     ]
 
 

@@ -16,8 +16,8 @@ from fanlight.errors import UnsupportedError
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
 from fanlight.kernels.loops import apply, extent, integer
-from fanlight.kernels.target import Context, Operand, Part
-from fanlight.shapes import Size, binary, ceildiv, product
+from fanlight.kernels.target import CPU, Context, Operand, Part
+from fanlight.shapes import Size, binary, ceildiv, maximum, product
 
 THREADS = 64
 
@@ -30,7 +30,8 @@ def rule(
     table, ids = inputs
     width = product(table.shape[1:])
     if isinstance(width, int) and width % 4 == 0 and table.dtype.name in blocks.ROWS:
-        return [_quads(table, part, ids, output, width // 4) for part in table.parts]
+        cpu = CPU in context.features and maximum(product(ids.shape)) <= text.MAX_GROUPS
+        return [_quads(table, part, ids, output, width // 4, cpu) for part in table.parts]
     if table.dtype.name not in loops.SCALAR or len(table.parts) != 1:
         got = f"{table.dtype}, rows of {width}, {len(table.parts)} parts"
         raise UnsupportedError("no gather from such a table", where="gather", got=got)
@@ -48,11 +49,20 @@ def _loop(table: Operand, ids: Operand, output: Operand, width: Size) -> Launch:
     return wgsl_loops.launch(kernel, (ids.buffer, table.buffer, output.buffer))
 
 
-def _quads(table: Operand, part: Part, ids: Operand, output: Operand, quads: int) -> Launch:
+def _quads(
+    table: Operand, part: Part, ids: Operand, output: Operand, quads: int, cpu: bool
+) -> Launch:
     """``quads``: groups of four elements in a row."""
     planes = blocks.bindings(table.dtype)
-    body = f"""  let at = {text.GROUP} * {THREADS}u + lane;
-  if (at >= {text.size_u32(product(ids.shape))} * {quads}u) {{ return; }}
+    rows = product(ids.shape)
+    first = f"""  let at = {text.GROUP} * {THREADS}u + lane;
+  if (at >= {text.size_u32(rows)} * {quads}u) {{ return; }}"""
+    grid = text.fold_grid(ceildiv(binary("*", rows, quads), THREADS))
+    sizes = (table.shape[0], rows, part.rows)
+    if cpu:
+        first, grid = text.rowwise(rows, quads, THREADS)
+        sizes = (table.shape[0], part.rows)
+    body = f"""{first}
   let id = u32(clamp(b0[at / {quads}u], 0, {text.size_i32(table.shape[0])} - 1));
   if (id < {part.first}u || id - {part.first}u >= {text.size_u32(part.rows)}) {{ return; }}
   b{1 + len(planes)}[at] = table_quad(id - {part.first}u + {part.base}u, at % {quads}u);"""
@@ -60,7 +70,6 @@ def _quads(table: Operand, part: Part, ids: Operand, output: Operand, quads: int
         f"gather_{table.dtype}",
         blocks.reader(table.dtype, "table", 1, f"{quads}u") + text.entry(THREADS, body),
         (Binding("array<i32>", "read"), *planes, Binding("array<vec4<f32>>", "read_write")),
-        (table.shape[0], product(ids.shape), part.rows),
+        sizes,
     )
-    grid = text.fold_grid(ceildiv(binary("*", product(ids.shape), quads), THREADS))
     return WgslLaunch(kernel, (ids.buffer, *part.buffers, output.buffer), grid)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fanlight.codegen.wgsl import blocks, matvec, on_cpu, text
+from fanlight.codegen.wgsl import blocks, cpu_matmul, matvec, text
 from fanlight.codegen.wgsl import loops as wgsl_loops
 from fanlight.codegen.wgsl.matvec import Segment
 from fanlight.kernels import loops
@@ -47,12 +47,14 @@ def products(
         around = matvec.Surroundings(residual=residual)
         subgroups = SUBGROUPS in context.features
         return [*matvec.launches(x.buffer, weights, output.buffer, around, subgroups)]
+    segments = matvec.segments(weights)
+    if CPU in context.features:
+        return [cpu_matmul.launch(x, segment, output, rows, residual) for segment in segments]
     width = output.shape[-1]
     launches: list[Launch] = []
-    make = on_cpu.matmul if CPU in context.features else _tiled
     extra = (residual,) if residual else ()
-    for segment in matvec.segments(weights):
-        kernel, grid = make(segment, rows, width, k, bool(residual))
+    for segment in segments:
+        kernel, grid = _tiled(segment, rows, width, k, bool(residual))
         buffers = (x.buffer, *extra, *segment.buffers, output.buffer)
         launches.append(WgslLaunch(kernel, buffers, grid))
     return launches

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fanlight.codegen.wgsl import text
+from fanlight.codegen.wgsl import on_cpu, text
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
-from fanlight.kernels.target import Context, Operand
+from fanlight.kernels.target import CPU, Context, Operand
 from fanlight.shapes import binary, maximum, product
 
 
@@ -19,6 +19,8 @@ def rule(
 ) -> list[Launch]:
     x, weight = inputs
     rows, k = product(x.shape[:-1]), x.shape[-1]
+    if CPU in context.features and isinstance(k, int) and maximum(rows) <= text.MAX_GROUPS:
+        return [on_cpu.rms_norm(x, weight, output, attrs["eps"])]
     wide = isinstance(k, int) and k % 4 == 0
     kind, square = ("vec4<f32>", "dot(v, v)") if wide else ("f32", "v * v")
     items = binary("//", k, 4) if wide else k

@@ -9,70 +9,12 @@ CPU's cores share out.
 from __future__ import annotations
 
 from fanlight.codegen.wgsl import blocks, maths, text
-from fanlight.codegen.wgsl.matvec import Segment, bindings
-from fanlight.kernels.launch import Binding, WgslKernel, WgslLaunch
+from fanlight.kernels.launch import Binding, WgslLaunch
 from fanlight.kernels.target import Operand
-from fanlight.shapes import Size, binary, ceildiv
+from fanlight.shapes import Size, product
 
 _THREADS = 16
-_ROWS, _COLUMNS = 4, 4  # outputs of an invocation
 _QUADS = 4  # of a head's values, summed by one invocation
-_INVOCATION = f"({text.GROUP} * {_THREADS}u + lane)"
-
-Grid = tuple[Size, Size, Size]
-
-
-def matmul(part: Segment, rows: Size, n: Size, k: int, residual: bool) -> tuple[WgslKernel, Grid]:
-    """``rows`` of x times the part's rows of w, plus the residual that follows x among buffers."""
-    together = 1 if rows == 1 else _ROWS
-    row = blocks.ROWS[part.dtype.name]
-    first = 2 if residual else 1
-    out = f"b{first + len(row.planes)}"
-    value = "b1[at] + sums[j][r]" if residual else "sums[j][r]"
-    quads = f"{k // 4}u"
-    across = ceildiv(part.rows, _COLUMNS)
-    width, count = text.size_u32(part.rows), text.size_u32(rows)
-    if together == 1:
-        kind = f"array<vec4<f32>, {len(row.at)}>"
-        values = ", ".join(f"b0[{at}]" for at in row.at)
-        loop = f"""  for (var s = 0u; s < {k // row.step}u; s++) {{
-    let x = {kind}({values});
-    for (var j = 0u; j < {_COLUMNS}u; j++) {{
-      sums[j].x += w_dot(min(n0 + j, {width} - 1u) + {part.base}u, s, x);
-    }}
-  }}"""
-        code = blocks.dotter(part.dtype, "w", first, quads)
-    else:
-        xs = ", ".join(f"b0[x{r} + q]" for r in range(_ROWS))
-        places = "\n".join(
-            f"  let x{r} = min(m0 + {r}u, {count} - 1u) * {quads};" for r in range(_ROWS)
-        )
-        dots = ", ".join(f"dot(x[{r}], value)" for r in range(_ROWS))
-        loop = f"""{places}
-  for (var q = 0u; q < {quads}; q++) {{
-    let x = array<vec4<f32>, {_ROWS}>({xs});
-    for (var j = 0u; j < {_COLUMNS}u; j++) {{
-      let value = w_quad(min(n0 + j, {width} - 1u) + {part.base}u, q);
-      sums[j] += vec4<f32>({dots});
-    }}
-  }}"""
-        code = blocks.reader(part.dtype, "w", first, quads)
-    body = f"""  let n0 = ({_INVOCATION} % {text.size_u32(across)}) * {_COLUMNS}u;
-  let m0 = ({_INVOCATION} / {text.size_u32(across)}) * {together}u;
-  if (m0 >= {count}) {{ return; }}
-  var sums: array<vec4<f32>, {_COLUMNS}>;
-{loop}
-  for (var r = 0u; r < min({together}u, {count} - m0); r++) {{
-    for (var j = 0u; j < min({_COLUMNS}u, {width} - n0); j++) {{
-      let at = (m0 + r) * {text.size_u32(n)} + {part.column}u + n0 + j;
-      {out}[at] = {value};
-    }}
-  }}"""
-    code += text.entry(_THREADS, body)
-    kernel = text.kernel(
-        f"matmul_{part.dtype}_cpu", code, bindings(part, residual), (rows, n, part.rows)
-    )
-    return kernel, _grid(binary("*", across, ceildiv(rows, together)))
 
 
 def attention(
@@ -85,12 +27,13 @@ def attention(
     assert isinstance(heads, int) and isinstance(depth, int) and isinstance(groups, int)
     quads = depth // 4
     parts = -(-quads // _QUADS)
-    body = f"""  let part = {_INVOCATION} % {parts}u;
-  let row = {_INVOCATION} / {parts}u; // of q: position and head
-  let t = row / {heads}u;
-  if (t >= {text.size_u32(rows)}) {{ return; }}
-  let length = min({text.size_u32(start)} + t + 1u, {text.size_u32(context)});
-  let kv = (row % {heads}u) / {heads // groups}u;
+    first, grid = text.rowwise(rows, heads * parts, _THREADS)
+    body = f"""{first}
+  let part = place % {parts}u;
+  let head = place / {parts}u;
+  let query = (row * {heads}u + head) * {quads}u;
+  let length = min({text.size_u32(start)} + row + 1u, {text.size_u32(context)});
+  let kv = head / {heads // groups}u;
   let first = part * {_QUADS}u;
   let count = min({_QUADS}u, {quads}u - first);
   var highest = -3.0e38;
@@ -99,18 +42,18 @@ def attention(
   for (var p = 0u; p < length; p++) {{
     let at = p * {groups}u + kv;
     var products = vec4<f32>(0.0);
-    for (var i = 0u; i < {quads}u; i++) {{ products += b0[row * {quads}u + i] * k_quad(at, i); }}
+    for (var i = 0u; i < {quads}u; i++) {{ products += b0[query + i] * k_quad(at, i); }}
     let score = dot(products, vec4<f32>({text.literal(scale, "f32")}));
-    let now = max(highest, score);
-    let shrink = fl_exp(highest - now);
-    let weight = fl_exp(score - now);
+    let lower = fl_exp(-abs(score - highest));
+    let shrink = select(1.0, lower, score > highest);
+    let weight = select(lower, 1.0, score > highest);
     total = total * shrink + weight;
     for (var i = 0u; i < count; i++) {{
       sums[i] = sums[i] * shrink + weight * v_quad(at, first + i);
     }}
-    highest = now;
+    highest = max(highest, score);
   }}
-  for (var i = 0u; i < count; i++) {{ b3[row * {quads}u + first + i] = sums[i] / total; }}"""
+  for (var i = 0u; i < count; i++) {{ b3[query + first + i] = sums[i] / total; }}"""
     code = blocks.reader(k.dtype, "k", 1, f"{quads}u") + blocks.reader(v.dtype, "v", 2, f"{quads}u")
     code += text.entry(_THREADS, body)
     code = maths.functions(code) + code
@@ -120,10 +63,38 @@ def attention(
         *blocks.bindings(v.dtype),
         Binding("array<vec4<f32>>", "read_write"),
     )
-    kernel = text.kernel(f"attention_{k.dtype}_cpu", code, bound, (rows, start, context))
+    kernel = text.kernel(f"attention_{k.dtype}_cpu", code, bound, (start, context))
     buffers = (q.buffer, k.buffer, v.buffer, output.buffer)
-    return WgslLaunch(kernel, buffers, _grid(binary("*", rows, heads * parts)))
+    return WgslLaunch(kernel, buffers, grid)
 
 
-def _grid(invocations: Size) -> Grid:
-    return text.fold_grid(ceildiv(invocations, _THREADS))
+def rms_norm(x: Operand, weight: Operand, output: Operand, eps: float) -> WgslLaunch:
+    """Four invocations, which a CPU runs as one, sum up a row alike and share its writing."""
+    rows, k = product(x.shape[:-1]), x.shape[-1]
+    assert isinstance(k, int)
+    wide = k % 4 == 0
+    kind, square = ("vec4<f32>", "dot(v, v)") if wide else ("f32", "v * v")
+    items = k // 4 if wide else k
+    body = f"""  let first = group.y * {items}u;
+  var sum = 0.0;
+  for (var i = 0u; i < {items}u; i++) {{
+    let v = b0[first + i];
+    sum += {square};
+  }}
+  let scale = 1.0 / sqrt(sum / {k}.0 + {text.literal(eps, "f32")});
+  for (var i = lane; i < {items}u; i += 4u) {{ b2[first + i] = b0[first + i] * scale * b1[i]; }}"""
+    read = Binding(f"array<{kind}>", "read")
+    bound = (read, read, Binding(f"array<{kind}>", "read_write"))
+    kernel = text.kernel("rms_norm_cpu", text.entry(4, body), bound)
+    return WgslLaunch(kernel, (x.buffer, weight.buffer, output.buffer), (1, rows, 1))
+
+
+def gating(both: Operand, output: Operand, rows: Size, width: int) -> WgslLaunch:
+    """silu of the first half of each row times the second."""
+    first, grid = text.rowwise(rows, width, _THREADS)
+    body = f"""{first}
+  b1[at] = fl_silu(b0[at + row * {width}u]) * b0[at + (row + 1u) * {width}u];"""
+    code = text.entry(_THREADS, body)
+    bound = (Binding("array<f32>", "read"), Binding("array<f32>", "read_write"))
+    kernel = text.kernel("gating_cpu", maths.functions(code) + code, bound)
+    return WgslLaunch(kernel, (both.buffer, output.buffer), grid)

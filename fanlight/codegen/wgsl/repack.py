@@ -1,8 +1,9 @@
 """The load kernel: raw block bytes in the staging buffer → the planes of ``blocks.ROWS``.
 
-One invocation writes a pair of units, aligned to the whole weight (units 2p and 2p + 1), so no two
-write one word. Where a chunk holds half of a pair, the other half of the shared word is kept: the
-neighbour chunk, in an earlier or a later dispatch, writes that.
+An invocation writes whole units, plane by plane. A plane of 2 bytes a unit goes by pairs, aligned
+to the whole weight (units 2p and 2p + 1), so no two invocations write one word. Where a chunk holds
+half of a pair, the other half of the shared word is kept: the neighbour chunk, in an earlier or a
+later dispatch, writes that.
 """
 
 from __future__ import annotations
@@ -11,54 +12,75 @@ from fanlight.codegen.wgsl import text
 from fanlight.codegen.wgsl.blocks import Copied, row_of
 from fanlight.dtypes import DType
 from fanlight.kernels.launch import Binding, WgslLaunch
-from fanlight.shapes import Size, binary, ceildiv
+from fanlight.shapes import Size, ceildiv
 
 THREADS = 64
-
-_READ = """fn raw(at: u32) -> u32 { // four bytes at any byte of the staging buffer
-  let shift = (at & 3u) * 8u;
-  let word = b0[at >> 2u];
-  if (shift == 0u) { return word; }
-  return (word >> shift) | (b0[(at >> 2u) + 1u] << (32u - shift));
-}
-"""
+_EACH = 4  # units of an invocation
+_UNROLLED = 8  # words: more are copied by fours, which keeps the text short
 
 
 def launch(
-    dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
+    dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size, base: int
 ) -> WgslLaunch:
-    """Writes units ``[first, first + count)`` from the start of ``staging`` into ``target``."""
-    row = row_of(dtype, "repack")
-    copies = "".join(_copy(i, plane) for i, plane in enumerate(row.planes))
-    body = f"""  let first = {text.size_u32(first)};
-  let end = first + {text.size_u32(count)};
-  let pair = first / 2u + {text.GROUP} * {THREADS}u + lane;
-  for (var unit = pair * 2u; unit < pair * 2u + 2u; unit++) {{
-    if (unit < first || unit >= end) {{ continue; }}
-    let source = (unit - first) * {dtype.bytes}u;
-{copies}  }}"""
+    """Writes units ``[first, first + count)`` from the start of ``staging`` into ``target``, where
+    ``base`` units of other weights come before them."""
+    planes = row_of(dtype, "repack").planes
+    copies = "".join(_copy(i + 1, plane, dtype.bytes) for i, plane in enumerate(planes))
+    body = f"""  let first = {text.size_u32(first)} + b{len(planes) + 1}[0];
+  let count = {text.size_u32(count)};
+  let id = {text.GROUP} * {THREADS}u + lane;
+  let ids = groups.x * groups.y * {THREADS}u;
+{copies}"""
     kernel = text.kernel(
         f"repack_{dtype}",
-        _READ + text.entry(THREADS, body),
+        text.entry(THREADS, body),
         (
             Binding("array<u32>", "read"),
-            *(Binding("array<u32>", "read_write") for _ in row.planes),
+            *(Binding("array<u32>", "read_write") for _ in planes),
+            Binding("array<u32>", "read"),
         ),
         (first, count),
     )
-    pairs = binary("+", ceildiv(count, 2), 1)
-    return WgslLaunch(kernel, (staging, *target), text.fold_grid(ceildiv(pairs, THREADS)))
+    grid = text.fold_grid(ceildiv(count, THREADS * _EACH))
+    return WgslLaunch(kernel, (staging, *target), grid, (base,))
 
 
-def _copy(index: int, plane: Copied) -> str:
-    out, words = f"b{index + 1}", plane.bytes // 4
+def _copy(out: int, plane: Copied, unit: int) -> str:
+    """``unit``: bytes of a source unit."""
     if plane.bytes == 2:
-        return f"""    let half{index} = (unit & 1u) * 16u;
-    let bits{index} = (raw(source + {plane.offset}u) & 0xffffu) << half{index};
-    {out}[unit / 2u] = ({out}[unit / 2u] & ~(0xffffu << half{index})) | bits{index};
-"""
-    assert plane.bytes % 4 == 0, plane
-    return f"""    for (var i = 0u; i < {words}u; i++) {{
-      {out}[unit * {words}u + i] = raw(source + {plane.offset}u + i * 4u);
+        return f"""  for (var pair = first / 2u + id; pair * 2u < first + count; pair += ids) {{
+    var word = b{out}[pair];
+    for (var half = 0u; half < 2u; half++) {{
+      let at = pair * 2u + half - first; // wraps before the first
+      if (at < count) {{
+        let byte = at * {unit}u + {plane.offset}u;
+        let bits = (b0[byte >> 2u] >> ((byte & 2u) * 8u)) & 0xffffu;
+        word = (word & (0xffff0000u >> (half * 16u))) | (bits << (half * 16u));
+      }}
     }}
+    b{out}[pair] = word;
+  }}
+"""
+    words = plane.bytes // 4
+    step = words if words <= _UNROLLED else 4
+    assert plane.bytes % 4 == 0 and words % step == 0, plane
+    if unit % 4 == plane.offset % 4 == 0:
+        code = "".join(f"    b{out}[to + {i}u] = b0[source + {i}u];\n" for i in range(step))
+    else:
+        code = "    let w0 = b0[source];\n" + "".join(
+            f"    let w{i + 1} = b0[source + {i + 1}u];\n"
+            f"    b{out}[to + {i}u] = (w{i} >> shift) | ((w{i + 1} << 1u) << (31u - shift));\n"
+            for i in range(step)
+        )
+    more, end = "", ""
+    if step < words:
+        more = f"    for (var i = 0u; i < {words}u; i += {step}u) {{\n"
+        end = "    }\n"
+    i = " + i" if more else ""
+    return f"""  for (var at = id; at < count; at += ids) {{
+    let byte = at * {unit}u + {plane.offset}u;
+    let shift = (byte & 3u) * 8u;
+{more}    let source = (byte >> 2u){i};
+    let to = (first + at) * {words}u{i};
+{code}{end}  }}
 """

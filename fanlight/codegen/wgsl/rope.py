@@ -12,7 +12,7 @@ from fanlight.codegen.wgsl import blocks, maths, text
 from fanlight.dtypes import DType
 from fanlight.kernels.launch import Binding, WgslLaunch
 from fanlight.kernels.target import CPU, Context, Operand
-from fanlight.shapes import Size, binary, ceildiv
+from fanlight.shapes import Size, binary, ceildiv, maximum
 
 _FLOATS = Binding("array<f32>", "read")
 
@@ -108,61 +108,88 @@ def packed(dtype: DType, value: str) -> str:
     return f"vec2<u32>({bits[0]} | ({bits[1]} << 16u), {bits[2]} | ({bits[3]} << 16u))"
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where invocations work: ``code`` gives ``row`` and ``at``, the quad among those of all rows;
+    ``sizes``: what it reads."""
+
+    code: str
+    threads: int
+    sizes: tuple[Size, ...]
+    grid: tuple[Size, Size, Size]
+    cpu: bool
+
+    def four(self, name: str, call: str) -> tuple[str, str]:
+        """As :func:`four`, and the statements that it needs; where the adapter is a CPU, whose
+        compiler takes longer the longer the code, a loop."""
+        if not self.cpu:
+            return four(call), ""
+        each = f"{name}[i] = {call.replace('{i}u', 'i')};"
+        return name, f"  var {name}: vec4<f32>;\n  for (var i = 0u; i < 4u; i++) {{ {each} }}\n"
+
+
+def _places(rows: Size, across: int, context: Context) -> _Places:
+    """``across``: quads of a row."""
+    if CPU in context.features and maximum(rows) <= text.MAX_GROUPS:
+        code, grid = text.rowwise(rows, across, 16)
+        return _Places(code, 16, (), grid, True)
+    code = f"""  let at = {text.GROUP} * 64u + lane;
+  let row = at / {across}u;
+  if (row >= {text.size_u32(rows)}) {{ return; }}"""
+    grid = text.fold_grid(ceildiv(binary("*", rows, across), 64))
+    return _Places(code, 64, (rows,), grid, False)
+
+
 def rotate(heads: Heads, output: str, context: Context) -> WgslLaunch:
     """The queries, rotated, into ``output`` f32 [T, H, D]."""
     quads, normed = heads.depth // 4, bool(heads.norms)
-    threads = 16 if CPU in context.features else 64
-    scale = ", spread(row, head)" if normed else ""
-    each = four(f"turned(row, head, d + {{i}}u, position{scale and ', scale'})")
-    body = f"""  let at = {text.GROUP} * {threads}u + lane;
-  let row = at / {heads.heads * quads}u;
-  if (row >= {text.size_u32(heads.rows)}) {{ return; }}
+    places = _places(heads.rows, heads.heads * quads, context)
+    scale = ", scale" if normed else ""
+    each, first = places.four("each", f"turned(row, head, d + {{i}}u, position{scale})")
+    body = f"""{places.code}
   let head = (at / {quads}u) % {heads.heads}u;
   let d = (at % {quads}u) * 4u;
   let position = {text.size_u32(heads.start)} + row;
   {"let scale = spread(row, head);" if normed else ""}
-  b{3 + normed}[at] = {each};"""
-    code = turned(heads, 0, 1, 2, 3 if normed else None) + text.entry(threads, body)
+{first}  b{3 + normed}[at] = {each};"""
+    code = turned(heads, 0, 1, 2, 3 if normed else None) + text.entry(places.threads, body)
     bindings = (*[_FLOATS] * (3 + normed), Binding("array<vec4<f32>>", "read_write"))
-    kernel = text.kernel("rope", code, bindings, (heads.rows, heads.start))
+    kernel = text.kernel("rope", code, bindings, (*places.sizes, heads.start))
     norm = [heads.norms[0].buffer] if normed else []
     buffers = (heads.a.buffer, heads.cos.buffer, heads.sin.buffer, *norm, output)
-    grid = ceildiv(binary("*", heads.rows, heads.heads * quads), threads)
-    return WgslLaunch(kernel, buffers, text.fold_grid(grid))
+    return WgslLaunch(kernel, buffers, places.grid)
 
 
 def write_caches(heads: Heads, context: Context) -> WgslLaunch:
     """Keys, rotated, and values into rows start … start + T - 1 of their caches."""
     quads, groups, normed = heads.depth // 4, heads.groups, bool(heads.norms)
-    threads = 16 if CPU in context.features else 64
+    places = _places(heads.rows, groups * quads, context)
     stride = _known(heads.a.shape[1])
     scale = ", scale" if normed else ""
-    key = four(f"turned(row, {heads.heads}u + head, d + {{i}}u, position{scale})")
+    turn = f"turned(row, {heads.heads}u + head, d + {{i}}u, position{scale})"
+    key, first = places.four("turn", turn)
     value = four("b0[origin + {i}u]")
     n = 3 + normed
-    body = f"""  let at = {text.GROUP} * {threads}u + lane;
-  let row = at / {groups * quads}u;
-  if (row >= {text.size_u32(heads.rows)}) {{ return; }}
+    body = f"""{places.code}
   let head = (at / {quads}u) % {groups}u;
   let d = (at % {quads}u) * 4u;
   let position = {text.size_u32(heads.start)} + row;
   if (position >= {text.size_u32(heads.k.shape[0])}) {{ return; }}
   {f"let scale = spread(row, {heads.heads}u + head);" if normed else ""}
-  let key = {key};
+{first}  let key = {key};
   let origin = row * {stride}u + ({heads.heads + groups}u + head) * {heads.depth}u + d;
   let value = {value};
   let to = (position * {groups}u + head) * {quads}u + d / 4u;
   b{n}[to] = {packed(heads.k.dtype, "key")};
   b{n + 1}[to] = {packed(heads.v.dtype, "value")};"""
-    code = turned(heads, 0, 1, 2, 3 if normed else None) + text.entry(threads, body)
+    code = turned(heads, 0, 1, 2, 3 if normed else None) + text.entry(places.threads, body)
     caches = [
         Binding(b.type, "read_write") for c in (heads.k, heads.v) for b in blocks.bindings(c.dtype)
     ]
     bindings = (*[_FLOATS] * n, *caches)
-    sizes = (heads.rows, heads.start, heads.k.shape[0])
+    sizes = (*places.sizes, heads.start, heads.k.shape[0])
     kernel = text.kernel("write_caches", maths.functions(code) + code, bindings, sizes)
     norm = [heads.norms[1].buffer] if normed else []
     tables = (heads.cos.buffer, heads.sin.buffer)
     buffers = (heads.a.buffer, *tables, *norm, heads.k.buffer, heads.v.buffer)
-    grid = ceildiv(binary("*", heads.rows, groups * quads), threads)
-    return WgslLaunch(kernel, buffers, text.fold_grid(grid))
+    return WgslLaunch(kernel, buffers, places.grid)

@@ -50,9 +50,15 @@ class WebGpu:
         return loops.launch(kernel, buffers)
 
     def repack(
-        self, dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
+        self,
+        dtype: DType,
+        staging: str,
+        target: tuple[str, ...],
+        first: Size,
+        count: Size,
+        base: int = 0,
     ) -> list[Launch]:
-        return [repack.launch(dtype, staging, target, first, count)]
+        return [repack.launch(dtype, staging, target, first, count, base)]
 
 
 TARGET = WebGpu()

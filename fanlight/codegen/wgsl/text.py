@@ -66,6 +66,18 @@ def fold_grid(workgroups: Size) -> tuple[Size, Size, Size]:
     return (ceildiv(workgroups, rows), rows, 1)
 
 
+def rowwise(rows: Size, across: int, threads: int) -> tuple[str, tuple[Size, Size, Size]]:
+    """For adapters that are CPUs: statements that give ``row``, ``place`` (of ``across`` items in
+    a row) and ``at`` (of those of all rows), and their grid. A row has workgroups of its own, so
+    that one kernel serves any number of rows, which is at most 65,535."""
+    assert maximum(rows) <= MAX_GROUPS, rows
+    code = f"""  let row = group.y;
+  let place = group.x * {threads}u + lane;
+  if (place >= {across}u) {{ return; }}
+  let at = row * {across}u + place;"""
+    return code, (ceildiv(across, threads), rows, 1)
+
+
 def accessor(dim: Dim) -> str:
     """The name of the function that reads ``dim``; letters that WGSL lacks are spelt out."""
     spelt = "".join(

@@ -16,7 +16,7 @@ from fanlight.codegen.wgsl.table import TARGET
 from fanlight.dtypes import DTYPES
 from fanlight.kernels.launch import Launch, WgslLaunch
 from fanlight.kernels.target import Context, Operand, Part, Storage
-from fanlight.plan import Buffer, DimSpec, Dispatch, FileSource, Plan, Weight
+from fanlight.plan import Buffer, DimSpec, Dispatch, FileSource, InlineSource, Plan, Weight
 from fanlight.runtime import gpu
 from fanlight.shapes import Dim, Size, ceildiv, product
 
@@ -52,6 +52,7 @@ class Bench:
     weights: list[Weight] = field(default_factory=list)
     kernels: dict[str, plans.Kernel] = field(default_factory=dict)
     data: bytes = b""
+    segment: bytes = b""
 
     def specs(self) -> list[DimSpec]:
         return [DimSpec(FIRST), DimSpec(COUNT), *self.dims]
@@ -125,15 +126,27 @@ class Bench:
             tuple(self.weights),
             tuple(self.kernels.values()),
             {"main": steps},
+            (self.segment,) if self.segment else (),
         )
         return plans.decode(plans.encode(built))
 
     def _dispatch(self, launch: Launch) -> Dispatch:
         assert isinstance(launch, WgslLaunch)
         kernel, extra = link(launch, self.specs())
+        if launch.parameters:
+            extra = (self._parameters(launch.parameters), *extra)
         self.kernels.setdefault(kernel.name, kernel)
         number = list(self.kernels).index(kernel.name)
         return Dispatch(number, (*launch.buffers, *extra), launch.grid)
+
+    def _parameters(self, values: tuple[int, ...]) -> str:
+        name = f"parameters{len(self.buffers)}"
+        data = np.array(values, "<u4").tobytes()
+        self.buffers[name] = Buffer(name, "weight", len(data), "u32")
+        source = InlineSource(0, len(self.segment), len(data))
+        self.weights.append(Weight(name, source, 4, name))
+        self.segment += data + b"\0" * (-len(data) % 8)
+        return name
 
     def run(
         self,
