@@ -183,7 +183,7 @@ export class GpuDevice {
    * @param {Kernel} kernel
    */
   async pipeline(kernel) {
-    if (this.#compiling >= (this.isCpu ? 1 : PARALLEL))
+    if (this.#compiling >= (this.isCpu ? 2 : PARALLEL))
       await new Promise((resolve) => this.#waiting.push(() => resolve(undefined)));
     this.#compiling += 1;
     try {
