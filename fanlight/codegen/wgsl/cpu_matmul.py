@@ -28,8 +28,8 @@ _WORDS = "array<u32>"
 class _Piece:
     """One step along a row. ``types``: how planes are bound; ``at``: the quads x0, x1 … of x, by
     ``s``; ``shared``: statements made once for all columns; ``given``: the vectors and numbers that
-    ``dot`` takes; ``dot`` → f32; ``quads`` → the step's weights, as many vec4<f32> as x has (several
-    in an array)."""
+    ``dot`` takes; ``dot`` → f32; ``quads`` → the step's weights, as many vec4<f32> as x has
+    (several in an array)."""
 
     types: tuple[str, ...]
     at: tuple[str, ...]
@@ -46,7 +46,12 @@ fn nibbles(w: u32) -> vec4<f32> {
   return vec4<f32>(vec4<i32>(vec4<u32>(w) & vec4<u32>(15u, 3840u, 983040u, 251658240u)));
 }
 """
-_HELPERS = {**blocks.HELPERS, "nibbles(": _NIBBLES}
+_TOPS = """fn bytes(w: u32) -> vec4<f32> { // signed, 2^24 times as much
+  let v = bitcast<i32>(w);
+  return vec4<f32>(vec4<i32>(v << 24u, v << 16u, v << 8u, v) & vec4<i32>(-16777216));
+}
+"""
+_HELPERS = {**blocks.HELPERS, "nibbles(": _NIBBLES, "bytes(": _TOPS}
 _HALVES = ("(s / 4u) * 8u + (s & 3u)", "(s / 4u) * 8u + (s & 3u) + 4u")
 _SHARED = (
     "    let z0 = x0 * PLACES;",
@@ -56,7 +61,9 @@ _SHARED = (
 _WORD = "let w = P0[row * (QUADS / 2u) + s];\n  let unit = row * (QUADS / 8u) + s / 4u;\n"
 _DOT = "dot(nibbles(w), z0) + dot(nibbles(w >> 4u), z1)"
 _PAIR = "array<vec4<f32>, 2>"
-_BYTES = "let unit = row * (QUADS / 8u) + s / 4u;\n  let at = row * QUADS + s * 2u;\n"
+_BYTES = """let unit = row * (QUADS / 8u) + s / 8u;
+  let d = half_of(P1[unit >> 1u], unit) * 5.9604644775390625e-8;
+"""
 
 _PIECES: dict[str, _Piece] = {
     "q4_0": _Piece(
@@ -81,13 +88,11 @@ _PIECES: dict[str, _Piece] = {
     ),
     "q8_0": _Piece(
         (_WORDS, _WORDS),
-        ("s * 2u", "s * 2u + 1u"),
+        ("s",),
         (),
-        ("x0", "x1"),
-        f"""{_BYTES}  let sum = dot(signed4(P0[at]), x0) + dot(signed4(P0[at + 1u]), x1);
-  return half_of(P1[unit >> 1u], unit) * sum;""",
-        f"""{_BYTES}  let d = half_of(P1[unit >> 1u], unit);
-  return {_PAIR}(d * signed4(P0[at]), d * signed4(P0[at + 1u]));""",
+        ("x0",),
+        f"{_BYTES}  return d * dot(bytes(P0[row * QUADS + s]), x0);",
+        f"{_BYTES}  return d * bytes(P0[row * QUADS + s]);",
     ),
 }
 
