@@ -19,7 +19,7 @@ from fanlight.kernels.target import Operand
 from fanlight.shapes import Size, binary, ceildiv
 
 _THREADS = 16
-_ROWS, _COLUMNS = 4, 2  # outputs of an invocation, where x has several rows
+_ROWS, _COLUMNS = 8, 2  # outputs of an invocation, where x has several rows
 _COLUMNS_OF_ONE = 4  # where it has one
 _WORDS = "array<u32>"
 
@@ -146,11 +146,12 @@ def launch(
   let n0 = (id % across) * {columns}u;
   let m0 = (id / across) * {together}u;
   if (m0 >= count) {{ return; }}
+  let rows = min({together}u, count - m0);
 {_sums(piece, together, columns)}
-  for (var j = 0u; j < min({columns}u, width - n0); j++) {{
-    for (var r = 0u; r < min({together}u, count - m0); r++) {{
+  for (var r = 0u; r < rows; r++) {{
+    for (var j = 0u; j < min({columns}u, width - n0); j++) {{
       let at = (m0 + r) * n + column + n0 + j;
-      var sum = sums[j]{"[r]" if together > 1 else ""};
+      var sum = sums[r][j];
       if (residual != 0u) {{ sum += b1[at]; }}
       b{out}[at] = sum;
     }}
@@ -172,33 +173,30 @@ def launch(
 
 
 def _sums(piece: _Piece, together: int, columns: int) -> str:
-    """Statements that make ``sums``, an array by columns of f32, or of a vector of four rows."""
-    count, kind = len(piece.at), "f32" if together == 1 else "vec4<f32>"
-    names = [f"sum{j}" for j in range(columns)]
+    """Statements that make ``sums``: for each row of x a vector of the columns' sums."""
+    count, kind = len(piece.at), f"vec{columns}<f32>"
     lines = [f"  let w{j} = min(n0 + {j}u, width - 1u) + base;" for j in range(columns)]
-    lines += [f"  var {name} = {kind}(0.0);" for name in names]
     if together == 1:
-        loads = [f"    let x{i} = b0[{at}];" for i, at in enumerate(piece.at)]
-        loads += piece.shared
+        names = [f"sum{j}" for j in range(columns)]
         given = ", ".join(piece.given)
-        steps = [f"    {name} += w_dot(w{j}, s, {given});" for j, name in enumerate(names)]
+        lines += [f"  var {name} = 0.0;" for name in names]
+        steps = [f"    let x{i} = b0[{at}];" for i, at in enumerate(piece.at)]
+        steps += piece.shared
+        steps += [f"    {name} += w_dot(w{j}, s, {given});" for j, name in enumerate(names)]
+        last = f"  var sums = array<{kind}, 1>({kind}({', '.join(names)}));"
     else:
-        lines += [f"  let from{r} = min(m0 + {r}u, count - 1u) * quads;" for r in range(together)]
-        loads = [
-            f"    let x{r}_{i} = b0[from{r} + {at}];"
-            for r in range(together)
-            for i, at in enumerate(piece.at)
-        ]
-        steps = []
-        for j, name in enumerate(names):
+        lines += [f"  var sums: array<{kind}, {together}>;"]
+        steps = [f"    let v{j} = w_quads(w{j}, s);" for j in range(columns)]
+        steps += ["    for (var r = 0u; r < rows; r++) {", "      let start = (m0 + r) * quads;"]
+        steps += [f"      let x{i} = b0[start + {at}];" for i, at in enumerate(piece.at)]
+        dots = []
+        for j in range(columns):
             values = [f"v{j}[{i}]" for i in range(count)] if count > 1 else [f"v{j}"]
-            dots = ", ".join(
-                " + ".join(f"dot(x{r}_{i}, {value})" for i, value in enumerate(values))
-                for r in range(together)
-            )
-            steps += [f"    let v{j} = w_quads(w{j}, s);", f"    {name} += {kind}({dots});"]
-    body = "\n".join([*lines, f"  for (var s = 0u; s < quads / {count}u; s++) {{", *loads, *steps])
-    return f"{body}\n  }}\n  var sums = array<{kind}, {columns}>({', '.join(names)});"
+            dots.append(" + ".join(f"dot(x{i}, {value})" for i, value in enumerate(values)))
+        steps += [f"      sums[r] += {kind}({', '.join(dots)});", "    }"]
+        last = ""
+    loop = [f"  for (var s = 0u; s < quads / {count}u; s++) {{", *steps, "  }"]
+    return "\n".join([*lines, *loop, last])
 
 
 def _function(piece: _Piece, several: bool) -> str:
