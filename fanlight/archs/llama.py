@@ -196,12 +196,16 @@ class _Builder:
     # --- graphs
 
     def tables(self) -> Graph:
-        """cos and sin of every position, by the addition theorem from two small f64-made tables."""
-        high = self.context // _LOW
-        ch, sh = self._table("high", range(0, self.context, _LOW), (high, 1))
-        cl, sl = self._table("low", range(_LOW), (1, _LOW))
+        """cos and sin of every position, by the addition theorem from small f64-made tables; one of
+        them turns backwards, so that both are sums and take one kernel."""
+        high, low = range(0, self.context, _LOW), range(_LOW)
+        ch = self._table("cos.high", math.cos, high, (len(high), 1))
+        sh = self._table("sin.high", math.sin, high, (len(high), 1))
+        cl = self._table("cos.low", math.cos, low, (1, _LOW))
+        sl = self._table("sin.low", math.sin, low, (1, _LOW))
+        back = self._table("sin.back", math.sin, range(0, -_LOW, -1), (1, _LOW))
         shape = (self.context, self.c.rope_size // 2)
-        cos = apply("sub", apply("mul", ch, cl), apply("mul", sh, sl))
+        cos = apply("add", apply("mul", ch, cl), apply("mul", sh, back))
         sin = apply("add", apply("mul", sh, cl), apply("mul", ch, sl))
         values = {"rope.cos": cos, "rope.sin": sin}
         return Graph(
@@ -296,18 +300,19 @@ class _Builder:
         self.module.weights[name] = source
         return ops.weight(name, source.dtype, source.shape)
 
-    def _table(self, name: str, positions: range, rows: tuple[int, int]) -> tuple[Node, Node]:
-        """cos and sin of position × frequency, [*rows, R / 2], computed in f64."""
-        half = self.c.rope_size // 2
-        rates = self._rates(half)
-        nodes = []
-        for label, function in (("cos", math.cos), ("sin", math.sin)):
-            data = b"".join(_pack(function, p, rates) for p in positions)
-            full = f"rope.{label}.{name}"
-            shape = (*rows, half)
-            self.module.weights[full] = WeightSource(dtypes.f32, shape, data=data)
-            nodes.append(ops.weight(full, dtypes.f32, shape))
-        return nodes[0], nodes[1]
+    def _table(
+        self,
+        name: str,
+        function: Callable[[float], float],
+        positions: range,
+        rows: tuple[int, int],
+    ) -> Node:
+        """``function`` of position × frequency, [*rows, R / 2], computed in f64."""
+        shape = (*rows, self.c.rope_size // 2)
+        rates = self._rates(shape[2])
+        data = b"".join(_pack(function, p, rates) for p in positions)
+        self.module.weights[f"rope.{name}"] = WeightSource(dtypes.f32, shape, data=data)
+        return ops.weight(f"rope.{name}", dtypes.f32, shape)
 
     def _rates(self, half: int) -> list[float]:
         """Radians per position of each pair (RoFormer, arXiv 2104.09864; llama3 scaling as

@@ -138,6 +138,7 @@ class _Lowering:
                 stored.add(node)
                 continue
             once = self.users[node] <= 1 or node.op == "iota" or _is_view_of_leaf(node)
+            once = once or _is_number_of_leaves(node)
             if not loop or not once or node.dtype.name not in _FUSIBLE:
                 stored.add(node)
             if node.op.startswith("reduce_") and product(node.shape) != 1:
@@ -501,6 +502,11 @@ def _cheap(node: Node) -> bool:
 
 def _is_view_of_leaf(node: Node) -> bool:
     return node.op in ("slice", "expand", "permute") and _cheap(node)
+
+
+def _is_number_of_leaves(node: Node) -> bool:
+    """One number that one operation makes of leaves: costs less again than a kernel of its own."""
+    return product(node.shape) == 1 and node.op in ELEMENTWISE and all(map(_cheap, node.inputs))
 
 
 def _whole_words(update: Node) -> bool:

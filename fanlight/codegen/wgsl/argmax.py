@@ -1,7 +1,6 @@
 """The index of the largest value of each row: f32 [..., N] → i32 [...]; the lowest of equals.
 
-Long rows take two stages: 64 workgroups find the best of their slice, one finds the best of those;
-on a CPU the second would cost more than it saves.
+Long rows take two stages: 64 workgroups find the best of their slice, one finds the best of those.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from fanlight.shapes import Size, binary, maximum, product
 THREADS = 256
 SLICES = 64
 _LONG = 16_384
+_LONG_ON_CPU = 65_536  # a second kernel costs more than it saves; but lavapipe ends loops there
 
 # a pair is (bits of the value, index + 1), index + 1 = 0 where there is none
 _BETTER = """fn better(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
@@ -38,7 +38,7 @@ def rule(
     rows, n = product(x.shape[:-1]), x.shape[-1]
     value = "vec2<u32>(bitcast<u32>(b0[row * SIZE + i]), i + 1u)"
     result = "b1[row] = i32(max(best.y, 1u)) - 1;"
-    if maximum(n) < _LONG or threads == 1:
+    if maximum(n) < (_LONG if threads > 1 else _LONG_ON_CPU):
         return [
             _stage(
                 "argmax",

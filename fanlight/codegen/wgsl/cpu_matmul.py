@@ -19,7 +19,7 @@ from fanlight.kernels.target import Operand
 from fanlight.shapes import Size, binary, ceildiv
 
 _THREADS = 16
-_ROWS, _COLUMNS = 4, 2  # outputs of an invocation, where x has several rows
+_ROWS, _COLUMNS = 8, 2  # outputs of an invocation, where x has several rows
 _COLUMNS_OF_ONE = 4  # where it has one
 _WORDS = "array<u32>"
 
@@ -28,8 +28,8 @@ _WORDS = "array<u32>"
 class _Piece:
     """One step along a row. ``types``: how planes are bound; ``at``: the quads x0, x1 … of x, by
     ``s``; ``shared``: statements made once for all columns; ``given``: the vectors and numbers that
-    ``dot`` takes; ``dot`` → f32; ``quads`` → the step's weights, as many vec4<f32> as x has (several
-    in an array)."""
+    ``dot`` takes; ``dot`` → f32; ``quads`` → the step's weights, as many vec4<f32> as x has
+    (several in an array)."""
 
     types: tuple[str, ...]
     at: tuple[str, ...]
@@ -46,7 +46,12 @@ fn nibbles(w: u32) -> vec4<f32> {
   return vec4<f32>(vec4<i32>(vec4<u32>(w) & vec4<u32>(15u, 3840u, 983040u, 251658240u)));
 }
 """
-_HELPERS = {**blocks.HELPERS, "nibbles(": _NIBBLES}
+_TOPS = """fn bytes(w: u32) -> vec4<f32> { // signed, 2^24 times as much
+  let v = bitcast<i32>(w);
+  return vec4<f32>(vec4<i32>(v << 24u, v << 16u, v << 8u, v) & vec4<i32>(-16777216));
+}
+"""
+_HELPERS = {**blocks.HELPERS, "nibbles(": _NIBBLES, "bytes(": _TOPS}
 _HALVES = ("(s / 4u) * 8u + (s & 3u)", "(s / 4u) * 8u + (s & 3u) + 4u")
 _SHARED = (
     "    let z0 = x0 * PLACES;",
@@ -56,7 +61,9 @@ _SHARED = (
 _WORD = "let w = P0[row * (QUADS / 2u) + s];\n  let unit = row * (QUADS / 8u) + s / 4u;\n"
 _DOT = "dot(nibbles(w), z0) + dot(nibbles(w >> 4u), z1)"
 _PAIR = "array<vec4<f32>, 2>"
-_BYTES = "let unit = row * (QUADS / 8u) + s / 4u;\n  let at = row * QUADS + s * 2u;\n"
+_BYTES = """let unit = row * (QUADS / 8u) + s / 8u;
+  let d = half_of(P1[unit >> 1u], unit) * 5.9604644775390625e-8;
+"""
 
 _PIECES: dict[str, _Piece] = {
     "q4_0": _Piece(
@@ -81,13 +88,11 @@ _PIECES: dict[str, _Piece] = {
     ),
     "q8_0": _Piece(
         (_WORDS, _WORDS),
-        ("s * 2u", "s * 2u + 1u"),
+        ("s",),
         (),
-        ("x0", "x1"),
-        f"""{_BYTES}  let sum = dot(signed4(P0[at]), x0) + dot(signed4(P0[at + 1u]), x1);
-  return half_of(P1[unit >> 1u], unit) * sum;""",
-        f"""{_BYTES}  let d = half_of(P1[unit >> 1u], unit);
-  return {_PAIR}(d * signed4(P0[at]), d * signed4(P0[at + 1u]));""",
+        ("x0",),
+        f"{_BYTES}  return d * dot(bytes(P0[row * QUADS + s]), x0);",
+        f"{_BYTES}  return d * bytes(P0[row * QUADS + s]);",
     ),
 }
 
@@ -141,11 +146,12 @@ def launch(
   let n0 = (id % across) * {columns}u;
   let m0 = (id / across) * {together}u;
   if (m0 >= count) {{ return; }}
+  let rows = min({together}u, count - m0);
 {_sums(piece, together, columns)}
-  for (var j = 0u; j < min({columns}u, width - n0); j++) {{
-    for (var r = 0u; r < min({together}u, count - m0); r++) {{
+  for (var r = 0u; r < rows; r++) {{
+    for (var j = 0u; j < min({columns}u, width - n0); j++) {{
       let at = (m0 + r) * n + column + n0 + j;
-      var sum = sums[j]{"[r]" if together > 1 else ""};
+      var sum = sums[r][j];
       if (residual != 0u) {{ sum += b1[at]; }}
       b{out}[at] = sum;
     }}
@@ -167,33 +173,30 @@ def launch(
 
 
 def _sums(piece: _Piece, together: int, columns: int) -> str:
-    """Statements that make ``sums``, an array by columns of f32, or of a vector of four rows."""
-    count, kind = len(piece.at), "f32" if together == 1 else "vec4<f32>"
-    names = [f"sum{j}" for j in range(columns)]
+    """Statements that make ``sums``: for each row of x a vector of the columns' sums."""
+    count, kind = len(piece.at), f"vec{columns}<f32>"
     lines = [f"  let w{j} = min(n0 + {j}u, width - 1u) + base;" for j in range(columns)]
-    lines += [f"  var {name} = {kind}(0.0);" for name in names]
     if together == 1:
-        loads = [f"    let x{i} = b0[{at}];" for i, at in enumerate(piece.at)]
-        loads += piece.shared
+        names = [f"sum{j}" for j in range(columns)]
         given = ", ".join(piece.given)
-        steps = [f"    {name} += w_dot(w{j}, s, {given});" for j, name in enumerate(names)]
+        lines += [f"  var {name} = 0.0;" for name in names]
+        steps = [f"    let x{i} = b0[{at}];" for i, at in enumerate(piece.at)]
+        steps += piece.shared
+        steps += [f"    {name} += w_dot(w{j}, s, {given});" for j, name in enumerate(names)]
+        last = f"  var sums = array<{kind}, 1>({kind}({', '.join(names)}));"
     else:
-        lines += [f"  let from{r} = min(m0 + {r}u, count - 1u) * quads;" for r in range(together)]
-        loads = [
-            f"    let x{r}_{i} = b0[from{r} + {at}];"
-            for r in range(together)
-            for i, at in enumerate(piece.at)
-        ]
-        steps = []
-        for j, name in enumerate(names):
+        lines += [f"  var sums: array<{kind}, {together}>;"]
+        steps = [f"    let v{j} = w_quads(w{j}, s);" for j in range(columns)]
+        steps += ["    for (var r = 0u; r < rows; r++) {", "      let start = (m0 + r) * quads;"]
+        steps += [f"      let x{i} = b0[start + {at}];" for i, at in enumerate(piece.at)]
+        dots = []
+        for j in range(columns):
             values = [f"v{j}[{i}]" for i in range(count)] if count > 1 else [f"v{j}"]
-            dots = ", ".join(
-                " + ".join(f"dot(x{r}_{i}, {value})" for i, value in enumerate(values))
-                for r in range(together)
-            )
-            steps += [f"    let v{j} = w_quads(w{j}, s);", f"    {name} += {kind}({dots});"]
-    body = "\n".join([*lines, f"  for (var s = 0u; s < quads / {count}u; s++) {{", *loads, *steps])
-    return f"{body}\n  }}\n  var sums = array<{kind}, {columns}>({', '.join(names)});"
+            dots.append(" + ".join(f"dot(x{i}, {value})" for i, value in enumerate(values)))
+        steps += [f"      sums[r] += {kind}({', '.join(dots)});", "    }"]
+        last = ""
+    loop = [f"  for (var s = 0u; s < quads / {count}u; s++) {{", *steps, "  }"]
+    return "\n".join([*lines, *loop, last])
 
 
 def _function(piece: _Piece, several: bool) -> str:

@@ -47,12 +47,14 @@ def test_storage_is_total_over_dtypes() -> None:
 
 
 @pytest.mark.parametrize("dtype", STORED)
-@pytest.mark.parametrize(("staging", "piece"), [(1 << 20, 1 << 20), (4096, 1000)])
-def test_gather_gives_the_dequantised_rows(dtype: str, staging: int, piece: int) -> None:
+@pytest.mark.parametrize(
+    ("staging", "piece", "hint"), [(1 << 20, 1 << 20, ""), (4096, 1000, ""), (4096, 1000, "cpu")]
+)
+def test_gather_gives_the_dequantised_rows(dtype: str, staging: int, piece: int, hint: str) -> None:
     """Chunks of odd unit counts (1,000 bytes hold 55 blocks of 18) write shared words right."""
     raw, values = stored(dtype, 37, 768, seed=1)
     ids = np.array([0, 36, 5, 17, 17, 99, -3], "<i4")
-    bench = Bench(staging=staging, piece=piece)
+    bench = Bench(staging=staging, piece=piece, features=frozenset({hint}))
     table = bench.weight("w", raw, dtype, (37, 768), cuts=(0, 11, 36))
     out = bench.empty("y", "f32", (7, 768))
     (data,) = bench.run(bench.op("gather", [table, bench.value("ids", ids, "i32")], out), ["y"])
@@ -61,7 +63,7 @@ def test_gather_gives_the_dequantised_rows(dtype: str, staging: int, piece: int)
 
 @pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize(
-    ("rows", "hint"), [(1, ""), (1, "subgroups"), (1, "cpu"), (2, ""), (37, "")]
+    ("rows", "hint"), [(1, ""), (1, "subgroups"), (1, "cpu"), (2, ""), (37, ""), (37, "cpu")]
 )
 def test_matmul_of_every_dtype(dtype: str, rows: int, hint: str) -> None:
     error, _ = product_error(dtype, rows, 197, 768, seed=rows, hint=hint)

@@ -97,11 +97,12 @@ def test_attention_with_great_scores_is_stable() -> None:
 
 @pytest.mark.parametrize("width", [1, 3, 64, 100, 576, 2048])
 @pytest.mark.parametrize("rows", [1, 37])
-def test_rms_norm(rows: int, width: int) -> None:
+@pytest.mark.parametrize("hint", ["", "cpu"])
+def test_rms_norm(rows: int, width: int, hint: str) -> None:
     rng = np.random.default_rng(width)
     x = rng.standard_normal((rows, width), dtype=np.float32) * 3
     w = rng.standard_normal(width, dtype=np.float32)
-    bench = Bench()
+    bench = Bench(features=frozenset({hint}))
     inputs = [bench.value("x", x, "f32"), bench.value("w", w, "f32")]
     out = bench.empty("y", "f32", (rows, width))
     (data,) = bench.run(bench.op("rms_norm", inputs, out, eps=1e-5), ["y"])
@@ -113,13 +114,14 @@ def test_rms_norm(rows: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 63, 257, 49_152, 262_144])
-def test_argmax_takes_the_lowest_of_equals(width: int) -> None:
+@pytest.mark.parametrize("hint", ["", "cpu"])
+def test_argmax_takes_the_lowest_of_equals(width: int, hint: str) -> None:
     rng = np.random.default_rng(width)
     x = rng.standard_normal((4, width), dtype=np.float32)
     x[1] = -np.inf
     x[2, :] = -5
     x[3, [width // 2, width - 1]] = 100
-    bench = Bench()
+    bench = Bench(features=frozenset({hint}))
     out = bench.empty("y", "i32", (4,))
     (data,) = bench.run(bench.op("argmax", [bench.value("x", x, "f32")], out), ["y"])
     np.testing.assert_array_equal(np.frombuffer(data, "<i4"), x.argmax(-1))
