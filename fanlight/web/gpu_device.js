@@ -6,7 +6,7 @@ import { DeviceError, PlanError } from './errors.js';
 
 /** @typedef {import('./plan.js').Kernel} Kernel */
 
-/** Pipelines that compile at a time; one where the GPU is a CPU, whose compiler takes much memory. */
+/** Pipelines that compile at a time; two where the GPU is a CPU, whose compiler takes 12 MB for each. */
 const PARALLEL = 8;
 /** Feature → the directive that a kernel which uses it begins with. @type {Map<string, string>} */
 const ENABLES = new Map([
