@@ -140,7 +140,13 @@ class NumpyTarget:
         return cast(Launch, launch)
 
     def repack(
-        self, dtype: DType, staging: str, target: tuple[str, ...], first: Size, count: Size
+        self,
+        dtype: DType,
+        staging: str,
+        target: tuple[str, ...],
+        first: Size,
+        count: Size,
+        base: int = 0,
     ) -> list[Launch]:
         raise AssertionError("all weights are direct")
 

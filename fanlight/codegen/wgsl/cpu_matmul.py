@@ -1,9 +1,9 @@
 """Products for adapters that are CPUs playing a GPU (``on_cpu.py``).
 
-An invocation makes its outputs alone: some neighbouring rows of w, times one or four rows of x.
+An invocation makes its outputs alone: some neighbouring rows of w, times one or eight rows of x.
 Numbers (sizes, places) are read from a buffer, so that products of one dtype are one kernel: each
-takes such an adapter's compiler tens of milliseconds and megabytes. That compiler optimises little,
-so the text has no loops over columns, no arrays, and little to do for each weight.
+takes such an adapter's compiler tens of milliseconds and megabytes. That compiler optimises little:
+a loop over the rows of w, or an array of x, costs more than it saves.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _quads(
     first = f"""  let at = {text.GROUP} * {THREADS}u + lane;
   if (at >= {text.size_u32(rows)} * {quads}u) {{ return; }}"""
     grid = text.fold_grid(ceildiv(binary("*", rows, quads), THREADS))
-    sizes = (table.shape[0], rows, part.rows)
+    sizes: tuple[Size, ...] = (table.shape[0], rows, part.rows)
     if cpu:
         first, grid = text.rowwise(rows, quads, THREADS)
         sizes = (table.shape[0], part.rows)

@@ -61,26 +61,23 @@ def _copy(out: int, plane: Copied, unit: int) -> str:
     b{out}[pair] = word;
   }}
 """
+    assert plane.bytes % 4 == 0, plane
     words = plane.bytes // 4
     step = words if words <= _UNROLLED else 4
-    assert plane.bytes % 4 == 0 and words % step == 0, plane
+    lines = [f"    let byte = at * {unit}u + {plane.offset}u;"]
     if unit % 4 == plane.offset % 4 == 0:
-        code = "".join(f"    b{out}[to + {i}u] = b0[source + {i}u];\n" for i in range(step))
+        copies = [f"b{out}[to + {i}u] = b0[source + {i}u];" for i in range(step)]
     else:
-        code = "    let w0 = b0[source];\n" + "".join(
-            f"    let w{i + 1} = b0[source + {i + 1}u];\n"
-            f"    b{out}[to + {i}u] = (w{i} >> shift) | ((w{i + 1} << 1u) << (31u - shift));\n"
-            for i in range(step)
-        )
-    more, end = "", ""
-    if step < words:
-        more = f"    for (var i = 0u; i < {words}u; i += {step}u) {{\n"
-        end = "    }\n"
-    i = " + i" if more else ""
-    return f"""  for (var at = id; at < count; at += ids) {{
-    let byte = at * {unit}u + {plane.offset}u;
-    let shift = (byte & 3u) * 8u;
-{more}    let source = (byte >> 2u){i};
-    let to = (first + at) * {words}u{i};
-{code}{end}  }}
-"""
+        lines += ["    let shift = (byte & 3u) * 8u;"]
+        copies = ["let w0 = b0[source];"]
+        for i in range(step):
+            value = f"(w{i} >> shift) | ((w{i + 1} << 1u) << (31u - shift))"
+            copies += [f"let w{i + 1} = b0[source + {i + 1}u];", f"b{out}[to + {i}u] = {value};"]
+    lines += [f"    for (var i = 0u; i < {words}u; i += {step}u) {{"] if step < words else []
+    more = " + i" if step < words else ""
+    lines += [
+        f"    let source = (byte >> 2u){more};",
+        f"    let to = (first + at) * {words}u{more};",
+    ]
+    lines += [f"    {copy}" for copy in copies] + (["    }"] if step < words else [])
+    return "\n".join(["  for (var at = id; at < count; at += ids) {", *lines, "  }\n"])
