@@ -87,10 +87,10 @@ export class GpuSession {
       this.info.pipelines_ms = performance.now() - begin;
     });
     made.catch((error) => (this.#broken = error));
-    if (this.device.isCpu) await made; // its compiler's memory is given back before ours is taken
-    const upload = performance.now();
     await this.#makeBuffers();
     this.#prepare();
+    if (this.device.isCpu) await made; // its compiler's memory is given back before the weights take theirs
+    const upload = performance.now();
     await this.#upload(files, progress, signal);
     this.info.upload_ms = performance.now() - upload;
     await made;
