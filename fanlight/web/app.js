@@ -48,6 +48,8 @@ const status = element('status', HTMLElement);
 const sendButton = element('send', HTMLButtonElement);
 const stopButton = element('stop', HTMLButtonElement);
 
+/** From a loaded model, with the first answer perhaps under way, to keeping the page for visits without network. */
+const KEEP_AFTER_MS = 1000;
 const query = new URLSearchParams(location.search);
 /** @type {Generator | null} */
 let generator = null;
@@ -403,4 +405,5 @@ async function goOn() {
   modelInput.value = last.model;
   if (await isKept(last.model)) await load(last.model);
 }
-/** @type {any} */ (window).fanlightKept = keepApp(); // not before: it would take time from what is waited for
+// Not before, and not at once: it would take time and memory from what is waited for.
+/** @type {any} */ (window).fanlightKept = new Promise((resolve) => setTimeout(resolve, KEEP_AFTER_MS)).then(keepApp);

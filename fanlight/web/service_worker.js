@@ -12,6 +12,7 @@ const scope = /** @type {any} */ (self);
 const { fanlightBundle: made } = self;
 const PREFIX = 'fanlight-app-';
 const CACHE = PREFIX + made.version;
+const LARGE = /\.(wasm|gz|zip|mjs)$/;
 const HOME = new URL('./', self.location.href);
 const HEADERS = {
   'cross-origin-opener-policy': 'same-origin',
@@ -25,6 +26,15 @@ function wanted() {
   return Object.keys(made.files).filter((path) => path !== other);
 }
 
+/** Wakes the garbage collector, as `tellCollector` of buffers.js: bodies of responses are bytes that it doesn't see. */
+function collect() {
+  try {
+    new ArrayBuffer(128 << 20).transfer?.(0);
+  } catch {
+    // so much is not there even as an address
+  }
+}
+
 const address = (/** @type {string} */ path) => new URL(path, HOME).href;
 
 async function keepAll() {
@@ -35,6 +45,7 @@ async function keepAll() {
     const hash = made.files[path];
     const response = (await copyOf(stores, path, hash)) ?? (await download(path, hash));
     await cache.put(address(path), response);
+    if (LARGE.test(path)) collect();
   }
   const index = await cache.match(address('index.html'));
   if (index) await cache.put(HOME.href, index);
