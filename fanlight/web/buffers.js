@@ -3,7 +3,7 @@
 // with fresh memory for each chunk a download of 100 MB left 200 MB behind. Knows no files.
 
 /** Bytes of a chunk. */
-export const CHUNK = 4 << 20;
+export const CHUNK = 2 << 20;
 const KEPT = 3;
 const COLLECT_EVERY = 64 << 20;
 let passed = 0;

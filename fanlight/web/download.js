@@ -18,7 +18,7 @@ import { newIndex } from './store_shelf.js';
  */
 
 /** Chunks of one request, where the network is faster than the disk. */
-const WINDOW = 2;
+const WINDOW = 4;
 /** A chunk that comes in less time comes faster than disks write. */
 const FAST_MS = 80;
 
