@@ -11,11 +11,11 @@ The format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, IR.md and Ex
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import cast
 
 from fanlight.errors import FormatError, TruncatedError, UnsupportedError
+from fanlight.formats.decoder import Decoder, Run, Values
 from fanlight.formats.onnx_external import external_source
 from fanlight.formats.onnx_model import (
     Attribute,
@@ -38,41 +38,15 @@ from fanlight.formats.onnx_model import (
     ValueInfo,
 )
 from fanlight.formats.onnx_schema import ATTRIBUTES, DATA_FIELDS, SCHEMA
-from fanlight.formats.onnx_types import ElementType, element_type
+from fanlight.formats.onnx_types import ELEMENT_TYPES, ElementType
 from fanlight.formats.onnx_values import decode_text
-from fanlight.formats.protobuf import (
-    BYTES,
-    MAX_DEPTH,
-    MAX_FIELDS,
-    WEIGHTS,
-    Message,
-    WireError,
-    count_varints,
-    fields,
-    signed,
-    varints,
-)
-from fanlight.formats.protobuf import Kind as FieldKind
+from fanlight.formats.protobuf import WireError
 from fanlight.formats.skim import KEPT, Read, Skeleton, skim
 
 MAX_RANK = 64
 MAX_ELEMENTS = 1 << 56
 
-_MAX_TEXTS = 1 << 16
-_F32 = struct.Struct("<f")
-_STRING, _MESSAGE, _INT, _FLOAT = (
-    FieldKind.STRING,
-    FieldKind.MESSAGE,
-    FieldKind.INT,
-    FieldKind.FLOAT,
-)
 _DEFAULTS = {"float": 0.0, "int": 0, "string": b""}  # of a value that a writer left out
-
-Values = dict[str, Any]
-"""The fields of a message that are there: name → value, or list of values."""
-
-_Run = tuple[bool, int, int]
-"""Data of a tensor: whether each value stands behind a tag, start and end."""
 
 
 async def read_model(read: Read, file_size: int | None = None) -> Model:
@@ -103,9 +77,7 @@ def _not_onnx(start: bytes) -> FormatError:
 
 def _parse(skeleton: Skeleton) -> Model:
     try:
-        return cast(
-            Model, _Parser(skeleton).message(SCHEMA["Model"], 0, len(skeleton.data), MAX_DEPTH)
-        )
+        return cast(Model, _Parser(skeleton).message(SCHEMA["Model"], 0, len(skeleton.data)))
     except WireError as error:
         where = f"byte {skeleton.offset(error.position)}"
         if skeleton.whole and error.end > len(skeleton.data):
@@ -119,15 +91,13 @@ def _parse(skeleton: Skeleton) -> Model:
         raise FormatError(error.what, where=where) from error
 
 
-class _Parser:
-    """Messages → what they build, innermost first. Builders take a message's fields and where it
-    begins. ``texts``: strings seen so far, as names come again and again."""
+class _Parser(Decoder):
+    """Messages → what they build. Builders take a message's fields and where it begins."""
 
     def __init__(self, skeleton: Skeleton) -> None:
-        self.skeleton, self.data = skeleton, skeleton.data
-        self.fields_left = MAX_FIELDS
-        self.texts: dict[bytes, str] = {}
-        self.builders: dict[str, Callable[[Values, int], object]] = {
+        super().__init__(skeleton)
+        self.seen = {"Type": {}, "Attribute": {}}
+        self.builders = {
             "Model": self.model,
             "Graph": self.graph,
             "Node": self.node,
@@ -141,118 +111,12 @@ class _Parser:
             "Dimension": self.dimension,
         }
 
-    # --- fields
-
-    def message(self, message: Message, start: int, end: int, depth: int) -> object:
-        """What the message from ``start`` to ``end`` builds; its fields, where it has no builder.
-        ``depth``: how many messages may still be nested in it."""
-        if depth < 0:
-            raise FormatError("messages are nested too deep", where=self.where(message.name, start))
-        values: Values = {}
-        tags, before = message.tags, start
-        kind: FieldKind
-        item: Any
-        for tag, value, after in fields(self.data, start, end):
-            self.count(1, start)
-            entry = tags.get(tag)
-            if entry is None:
-                self.unknown(message, tag, value)
-                before = after
-                continue
-            kind, name = entry.kind, entry.name
-            if kind is _STRING:
-                item = self.text(value, after)
-            elif kind is _MESSAGE:
-                if name in values and not entry.repeated:
-                    raise self.error(f"{name} is there twice", message.name, start)
-                inner = cast(Message, entry.message)
-                item = self.message(inner, value, after, depth - 1)
-            elif kind in WEIGHTS:
-                tagged = kind is FieldKind.STRINGS or tag & 7 != BYTES
-                values[name] = self.weights(values.get(name), tagged, before, value, after)
-                before = after
-                continue
-            elif tag & 7 == BYTES and kind is not FieldKind.BYTES:
-                values.setdefault(name, []).extend(self.packed(kind, value, after))
-                before = after
-                continue
-            elif kind is _INT:
-                item = value if value < 1 << 63 else value - (1 << 64)
-            elif kind is _FLOAT:
-                item = _F32.unpack_from(self.data, value)[0]
-            else:
-                item = self.data[value:after]
-            if not entry.repeated:
-                values[name] = item
-            elif name in values:
-                values[name].append(item)
-            else:
-                values[name] = [item]
-            before = after
-        build = self.builders.get(message.name)
-        return build(values, start) if build else values
-
-    def count(self, number: int, position: int) -> None:
-        """Counts fields, so that a file of many tiny ones ends before memory does."""
-        self.fields_left -= number
-        if self.fields_left < 0:
-            where = f"byte {self.skeleton.offset(position)}"
-            raise FormatError("too many fields", where=where, wanted=f"at most {MAX_FIELDS}")
-
-    def unknown(self, message: Message, tag: int, position: int) -> None:
-        """Skips a field that the schema doesn't have, but not one of a wrong type."""
-        if tag >> 3 in message.numbers:
-            raise FormatError(
-                "field of another type than its number has",
-                where=f"{message.name}Proto",
-                got=f"number {tag >> 3}, wire type {tag & 7}",
-            )
-
-    def text(self, start: int, end: int) -> str:
-        raw = self.data[start:end]
-        text = self.texts.get(raw)
-        if text is None:
-            try:
-                text = str(raw, "utf-8")
-            except UnicodeDecodeError as error:
-                where = f"byte {self.skeleton.offset(start)}"
-                raise FormatError("string is not UTF-8", where=where, got=error.reason) from error
-            if len(self.texts) < _MAX_TEXTS:
-                self.texts[raw] = text
-        return text
-
-    def packed(self, kind: FieldKind, start: int, end: int) -> Iterable[float]:
-        """The numbers of a packed field."""
-        raw = self.data[start:end]
-        if kind is FieldKind.INT:
-            self.count(count_varints(raw), start)
-            try:
-                return [signed(value) for value in varints(raw)]
-            except WireError as error:
-                raise WireError(error.what, start + error.position) from error
-        if len(raw) % 4:
-            raise WireError("packed numbers are cut", start)
-        self.count(len(raw) // 4, start)
-        return struct.unpack(f"<{len(raw) // 4}f", raw)
-
-    def weights(self, run: _Run | None, tagged: bool, before: int, start: int, end: int) -> _Run:
-        """A field of weights, from ``before`` with its tag: alone, or as the next of ``run``."""
-        if run is None:
-            return (True, before, end) if tagged else (False, start, end)
-        if tagged and run[0] and run[2] == before:
-            return True, run[1], end
-        raise UnsupportedError(
-            "a tensor's data is in several pieces", where=self.where("Tensor", before)
-        )
-
-    def where(self, message: str, position: int, name: str = "") -> str:
-        """``NodeProto 'conv1' at byte 1234``."""
-        return (
-            f"{message}Proto{f' {name!r}' if name else ''} at byte {self.skeleton.offset(position)}"
-        )
-
-    def error(self, what: str, message: str, position: int, name: str = "") -> FormatError:
-        return FormatError(what, where=self.where(message, position, name))
+    def shareable(self, item: object) -> bool:
+        """Not where there may be tensors in it, which say their offset."""
+        match item:
+            case (str(), Attribute(kind=kind)):
+                return not kind.startswith(("tensor", "graph", "sparse"))
+        return True
 
     # --- model, graph, node
 
@@ -373,6 +237,16 @@ class _Parser:
 
     # --- tensors
 
+    def element_type(self, number: int, message: str, start: int, name: str = "") -> ElementType:
+        if number not in ELEMENT_TYPES:
+            raise UnsupportedError(
+                "unknown element type",
+                where=self.where(message, start, name),
+                got=number,
+                wanted=f"1 to {max(ELEMENT_TYPES)}",
+            )
+        return ELEMENT_TYPES[number]
+
     def tensor(self, values: Values, start: int) -> Tensor:
         name = values.get("name", "")
         if "segment" in values:
@@ -380,7 +254,7 @@ class _Parser:
             raise UnsupportedError("a tensor is in several segments", where=where)
         if not values.get("data_type"):
             raise self.error("tensor without an element type", "Tensor", start, name)
-        dtype = element_type(values["data_type"], name)
+        dtype = self.element_type(values["data_type"], "Tensor", start, name)
         shape = self.sizes(values, "Tensor", start, name)
         location = values.get("data_location", 0)
         found = [key for key in DATA_FIELDS if key in values and self.extent(values[key])[1]]
@@ -398,7 +272,7 @@ class _Parser:
             return Tensor(name, dtype, shape, None)
         return Tensor(name, dtype, shape, self.source(values, found[0], dtype, count, start))
 
-    def extent(self, run: _Run) -> tuple[int, int]:
+    def extent(self, run: Run) -> tuple[int, int]:
         """Offset in the file and length of a tensor's data."""
         _, start, end = run
         return self.skeleton.holes.get(start) or (self.skeleton.offset(start), end - start)
@@ -475,7 +349,7 @@ class _Parser:
         return None
 
     def known(self, number: int | None, start: int) -> ElementType | None:
-        return element_type(number, self.where("Type", start)) if number else None
+        return self.element_type(number, "Type", start) if number else None
 
     def shape(self, values: Values, start: int) -> tuple[Dim, ...]:
         dims: list[Dim] = values.get("dim", [])

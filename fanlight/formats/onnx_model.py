@@ -173,15 +173,15 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class Graph:
     """``initializers``, ``sparse_initializers``: by name. ``inputs`` may have names of these: they
-    are defaults then."""
+    are defaults then. The repr leaves out what may be long."""
 
     name: str
-    nodes: tuple[Node, ...]
-    initializers: dict[str, Tensor]
-    sparse_initializers: dict[str, SparseTensor]
+    nodes: tuple[Node, ...] = field(repr=False)
+    initializers: dict[str, Tensor] = field(repr=False)
+    sparse_initializers: dict[str, SparseTensor] = field(repr=False)
     inputs: tuple[ValueInfo, ...]
     outputs: tuple[ValueInfo, ...]
-    value_info: tuple[ValueInfo, ...]
+    value_info: tuple[ValueInfo, ...] = field(repr=False)
     doc_string: str
     metadata: dict[str, str]
 
@@ -198,9 +198,9 @@ class Function:
     outputs: tuple[str, ...]
     attributes: tuple[str, ...]
     defaults: dict[str, Attribute]
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node, ...] = field(repr=False)
     opset_import: dict[str, int]
-    value_info: tuple[ValueInfo, ...]
+    value_info: tuple[ValueInfo, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class Model:
     doc_string: str
     metadata: dict[str, str]
     graph: Graph
-    functions: tuple[Function, ...]
+    functions: tuple[Function, ...] = field(repr=False)
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors: of the graph, its subgraphs, attributes and functions."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fanlight.dtypes import DTYPES, DType
-from fanlight.errors import UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +57,3 @@ ELEMENT_TYPES: dict[int, ElementType] = {
     int(number): ElementType(int(number), name, int(bits), stored, DTYPES.get(ours))
     for number, name, bits, stored, ours in zip(*(_TABLE[i::5] for i in range(5)), strict=True)
 }
-
-
-def element_type(number: int, where: str) -> ElementType:
-    """The type of ``number``. Raises UnsupportedError for one that ONNX did not have."""
-    if number not in ELEMENT_TYPES:
-        raise UnsupportedError(
-            "unknown element type", where=where, got=number, wanted=f"1 to {max(ELEMENT_TYPES)}"
-        )
-    return ELEMENT_TYPES[number]

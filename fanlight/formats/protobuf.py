@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MAX_DEPTH = 100  # messages in messages, as protobuf's own readers have it
@@ -45,13 +46,11 @@ class Kind(Enum):
 WEIGHTS = frozenset({Kind.RAW, Kind.FLOATS, Kind.VARINTS, Kind.STRINGS})
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A row of a schema. ``message``: the type of a MESSAGE field."""
 
-    number: int
-    name: str
     kind: Kind
+    name: str
     repeated: bool
     message: Message | None
 
@@ -97,7 +96,7 @@ def _add(
     wire_types = _WIRE_TYPES.get(kind, (BYTES,))
     if repeated and kind in (Kind.INT, Kind.FLOAT):
         wire_types = (*wire_types, BYTES)
-    entry = Field(number, label, kind, repeated, message)
+    entry = Field(kind, label, repeated, message)
     owner.numbers.add(number)
     owner.tags.update({number << 3 | wire: entry for wire in wire_types})
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from fanlight.errors import FormatError, TruncatedError
 from fanlight.formats.protobuf import (
     BYTES,
+    FIXED32,
     FIXED64,
     MAX_DEPTH,
     MAX_FIELDS,
-    VARINT,
     Kind,
     Message,
     WireError,
@@ -96,14 +96,7 @@ class _Skimmer:
                         break
                     raise self.truncated(offset, end)
             start = offset
-            tag, value, offset = self.head(offset)
-            wire = tag & 7
-            if wire == BYTES:
-                stop = offset + value
-            elif wire == VARINT:
-                stop = offset
-            else:
-                stop = offset + (8 if wire == FIXED64 else 4)
+            tag, stop, offset = self.head(offset)
             if stop > end or stop > self.end:
                 raise self.too_long(start, stop, end)
             if stop - offset > KEPT:
@@ -119,23 +112,24 @@ class _Skimmer:
         self.keep(offset)
 
     def head(self, offset: int) -> tuple[int, int, int]:
-        """Tag, number (of a varint, or the length) and offset behind both."""
+        """Tag, offset behind the field, offset of what is in it."""
         data, base = self.window, self.base
-        start = position = offset - base
+        start = offset - base
+        size = len(data)
+        if start + 2 < size:  # a field of bytes with a short tag, as almost all are
+            tag, low, high = data[start], data[start + 1], data[start + 2]
+            if 7 < tag < 128 and tag & 7 == BYTES:
+                if low < 128:
+                    return tag, offset + 2 + low, offset + 2
+                if high < 128:
+                    return tag, offset + 3 + (low & 127 | high << 7), offset + 3
         try:
-            tag = data[position]
-            if tag < 128:
-                position += 1
-            else:
-                tag, position = read_varint(data, start, len(data))
-            wire = tag & 7
-            if wire not in (VARINT, BYTES) or tag < 8:
-                split_tag(tag, start)
-                return tag, 0, base + position
-            if position < len(data) and data[position] < 128:
-                return tag, data[position], base + position + 1
-            value, position = read_varint(data, position, len(data))
-            return tag, value, base + position
+            tag, position = read_varint(data, start, size)
+            wire = split_tag(tag, start)
+            if wire in (FIXED64, FIXED32):
+                return tag, base + position + (8 if wire == FIXED64 else 4), base + position
+            value, position = read_varint(data, position, size)
+            return tag, base + position + (value if wire == BYTES else 0), base + position
         except WireError as error:
             if error.end > len(data):
                 raise self.truncated(base + start, base + error.end) from error
