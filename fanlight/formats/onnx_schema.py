@@ -64,4 +64,6 @@ ATTRIBUTES: dict[int, tuple[Kind, str]] = {
     14: ("types", "type_protos"),
 }
 
-DATA_FIELDS = tuple(f.name for f in SCHEMA["Tensor"].tags.values() if f.kind in WEIGHTS)
+DATA_FIELDS = tuple(
+    dict.fromkeys(f.name for f in SCHEMA["Tensor"].tags.values() if f.kind in WEIGHTS)
+)
