@@ -171,5 +171,5 @@ class Decoder:
         return f"{message}Proto{shown} at byte {self.skeleton.offset(position)}"
 
     def error(self, what: str, message: str, position: int, name: str = "") -> FormatError:
-        """A FormatError that names the message."""
-        return FormatError(what, where=self.where(message, position, name))
+        """A FormatError that names the message. What the file says of itself may be long."""
+        return FormatError(what[:300], where=self.where(message, position, name))

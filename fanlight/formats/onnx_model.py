@@ -239,11 +239,13 @@ def check_external_sizes(model: Model, sizes: Mapping[str, int]) -> None:
         if source is None or not source.file:
             continue
         if source.file not in sizes:
-            raise FormatError("external file is missing", where=tensor.name, got=source.file)
+            raise FormatError(
+                "external file is missing", where=f"tensor {tensor.name[:100]!r}", got=source.file
+            )
         if source.offset + source.length > sizes[source.file]:
             raise TruncatedError(
                 "external file ends before the tensor does",
-                where=tensor.name,
+                where=f"tensor {tensor.name[:100]!r}",
                 got=f"{source.file} of {sizes[source.file]} bytes",
                 wanted=f"at least {source.offset + source.length}",
                 hint="Download the file again.",

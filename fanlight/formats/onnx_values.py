@@ -73,11 +73,11 @@ async def read_small(tensor: Tensor, read: Read) -> bytes:
         return source.data
     if source.length > MAX_SMALL:
         raise InputError(
-            "tensor is too large", where=tensor.name, got=source.length, wanted=MAX_SMALL
+            "tensor is too large", where=_place(tensor), got=source.length, wanted=MAX_SMALL
         )
     data = await read(source.offset, source.length)
     if len(data) != source.length:
-        raise FormatError("file ends inside a tensor", where=tensor.name, got=source.file)
+        raise FormatError("file ends inside a tensor", where=_place(tensor), got=source.file)
     return data
 
 
@@ -86,7 +86,7 @@ def decode(tensor: Tensor, data: bytes) -> bytes:
     are not what the shape wants, InputError for a tensor of strings."""
     source, dtype = _checked(tensor, data), tensor.dtype
     if dtype.bits == 0:
-        raise InputError("strings have no raw form", where=tensor.name)
+        raise InputError("strings have no raw form", where=_place(tensor))
     if source is None or source.encoding == "raw":
         return data
     wanted = dtype.stored_values(math.prod(tensor.shape))
@@ -96,9 +96,11 @@ def decode(tensor: Tensor, data: bytes) -> bytes:
         else:
             raw, count = _from_fields(data, dtype)
     except WireError as error:
-        raise FormatError(error.what, where=tensor.name) from error
+        raise FormatError(error.what, where=_place(tensor)) from error
     if count != wanted:
-        raise FormatError("data doesn't fit the shape", where=tensor.name, got=count, wanted=wanted)
+        raise FormatError(
+            "data doesn't fit the shape", where=_place(tensor), got=count, wanted=wanted
+        )
     return raw
 
 
@@ -114,28 +116,36 @@ def strings(tensor: Tensor, data: bytes | None = None) -> list[str]:
     held = _held(tensor, data)
     _checked(tensor, held)
     if tensor.dtype.bits:
-        raise InputError("not a tensor of strings", where=tensor.name, got=tensor.dtype)
+        raise InputError("not a tensor of strings", where=_place(tensor), got=tensor.dtype)
     try:
         found = [decode_text(held[start:end]) for _, start, end in fields(held, 0, len(held))]
     except WireError as error:
-        raise FormatError(error.what, where=tensor.name) from error
+        raise FormatError(error.what, where=_place(tensor)) from error
     if len(found) != math.prod(tensor.shape):
-        raise FormatError("data doesn't fit the shape", where=tensor.name, got=len(found))
+        raise FormatError("data doesn't fit the shape", where=_place(tensor), got=len(found))
     return found
+
+
+def _place(tensor: Tensor) -> str:
+    return f"tensor {tensor.name[:100]!r}"
 
 
 def _held(tensor: Tensor, data: bytes | None) -> bytes:
     if data is not None or tensor.source is None:
         return data or b""
     if tensor.source.data is None:
-        raise InputError("the tensor's bytes are not at hand", where=tensor.name, hint="Read them.")
+        raise InputError(
+            "the tensor's bytes are not at hand", where=_place(tensor), hint="Read them."
+        )
     return tensor.source.data
 
 
 def _checked(tensor: Tensor, data: bytes) -> Source | None:
     length = tensor.source.length if tensor.source else 0
     if len(data) != length:
-        raise InputError("not the tensor's bytes", where=tensor.name, got=len(data), wanted=length)
+        raise InputError(
+            "not the tensor's bytes", where=_place(tensor), got=len(data), wanted=length
+        )
     return tensor.source
 
 

@@ -19,7 +19,6 @@ from fanlight.formats.protobuf import (
     FIXED32,
     FIXED64,
     MAX_DEPTH,
-    MAX_FIELDS,
     Kind,
     Message,
     WireError,
@@ -34,6 +33,7 @@ Read = Callable[[int, int], Awaitable[bytes]]
 KEPT = 4096  # bytes; a field up to this size stays, whatever it is
 MAX_STRUCTURE = 1 << 26  # bytes
 MAX_HOLES = 1 << 17
+MAX_SKIMMED = 1 << 19  # fields of messages larger than KEPT: nodes of a graph, above all
 FIRST_READ, SMALL_READ, LARGE_READ = 1 << 16, 1 << 14, 1 << 20  # bytes
 
 _NO_END = 1 << 62
@@ -106,8 +106,9 @@ class _Skimmer:
                 if stop > self.end:
                     raise self.truncated(start, stop)
             self.fields += 1
-            if self.fields > MAX_FIELDS:
-                raise FormatError("too many fields", where=f"byte {start}", wanted=MAX_FIELDS)
+            if self.fields > MAX_SKIMMED:
+                wanted = f"at most {MAX_SKIMMED}"
+                raise FormatError("too many fields", where=f"byte {start}", wanted=wanted)
             offset = stop
         self.keep(offset)
 
@@ -154,7 +155,8 @@ class _Skimmer:
             self.out.append(0)
             self.holes[len(self.out)] = offset, stop - offset
             if len(self.holes) > MAX_HOLES:
-                raise FormatError("too many weights", where=f"byte {start}", wanted=MAX_HOLES)
+                wanted = f"at most {MAX_HOLES}"
+                raise FormatError("too many tensors", where=f"byte {start}", wanted=wanted)
             self.done = stop
         elif entry.message is not None:
             self.open(tag, start, offset)
