@@ -58,24 +58,30 @@ async def read_model(read: Read, file_size: int | None = None) -> Model:
     1.23 doesn't have and tensors in several pieces; FormatError for everything else that is wrong.
     Errors of ``read`` pass through.
     """
-    start = await read(0, 1)
-    if not start or start[0] not in SCHEMA["Model"].tags:
-        raise _not_onnx(start[:1])
-    return _parse(await skim(read, file_size, SCHEMA["Model"]))
+
+    async def read_checked(offset: int, length: int) -> bytes:
+        piece = await read(offset, length)
+        if offset == 0:
+            _check_start(piece)
+        return piece
+
+    return _parse(await skim(read_checked, file_size, SCHEMA["Model"]))
 
 
 def parse(data: bytes) -> Model:
     """The model in ``data``, a whole file. Raises as :func:`read_model`."""
-    if not data or data[0] not in SCHEMA["Model"].tags:
-        raise _not_onnx(data[:1])
     return _parse(Skeleton(data))
 
 
-def _not_onnx(start: bytes) -> FormatError:
-    return FormatError("not an ONNX file", where="byte 0", got=start or "an empty file")
+def _check_start(data: bytes) -> None:
+    """Raises FormatError where ``data`` does not begin with a field of a model."""
+    if not data or data[0] not in SCHEMA["Model"].tags:
+        got = data[:4] or "an empty file"
+        raise FormatError("not an ONNX file", where="byte 0", got=got)
 
 
 def _parse(skeleton: Skeleton) -> Model:
+    _check_start(skeleton.data)
     try:
         return cast(Model, _Parser(skeleton).message(SCHEMA["Model"], 0, len(skeleton.data)))
     except WireError as error:
