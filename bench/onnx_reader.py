@@ -17,7 +17,8 @@ from pathlib import Path
 
 from onnx import TensorProto, helper
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent / name) for name in ("", "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import models
 
