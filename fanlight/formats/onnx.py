@@ -264,7 +264,9 @@ class _Parser(Decoder):
         shape = self.sizes(values, "Tensor", start, name)
         location = values.get("data_location", 0)
         found = [key for key in DATA_FIELDS if key in values and self.extent(values[key])[1]]
-        if len(found) + location > 1 or location not in (0, 1):
+        if location not in (0, 1):
+            raise self.error(f"unknown location of data {location}", "Tensor", start, name)
+        if len(found) + location > 1:
             held = ", ".join(found) + (" and an external file" if location == 1 else "")
             raise self.error(f"data is in two places: {held}", "Tensor", start, name)
         if location == 1:
@@ -281,7 +283,9 @@ class _Parser(Decoder):
     def extent(self, run: Run) -> tuple[int, int]:
         """Offset in the file and length of a tensor's data."""
         _, start, end = run
-        return self.skeleton.holes.get(start) or (self.skeleton.offset(start), end - start)
+        if start == end and start in self.skeleton.holes:
+            return self.skeleton.holes[start]
+        return self.skeleton.offset(start), end - start
 
     def source(
         self, values: Values, key: str, dtype: ElementType, count: int, start: int
@@ -305,7 +309,7 @@ class _Parser(Decoder):
                 got=f"{length} bytes of {key}",
                 wanted=f"{least} for {count} of {dtype}",
             )
-        kept = begin not in self.skeleton.holes and length <= KEPT
+        kept = begin < end and length <= KEPT
         return Source("", offset, length, encoding, self.data[begin:end] if kept else None)
 
     def sizes(self, values: Values, message: str, start: int, name: str) -> tuple[int, ...]:

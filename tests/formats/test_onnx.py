@@ -112,6 +112,7 @@ def _weight(data: bytes) -> Tensor:
         (_tensor(_message(7, b"\1"), dims=[1]), "float elements are in int64_data"),
         (_tensor(_message(9, b"\1"), dims=[1], kind=8), "string elements are in raw_data"),
         (_tensor(_message(9, bytes(4)), _message(4, bytes(4)), dims=[1]), "in two places"),
+        (_tensor(_number(14, 2), dims=[1]), "unknown location of data 2"),
         (_graph(_message(5, _number(2, 1), _number(1, 0))), "initializer without a name"),
     ],
 )
