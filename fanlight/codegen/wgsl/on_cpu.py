@@ -14,48 +14,57 @@ from fanlight.kernels.target import Operand
 from fanlight.shapes import Size, product
 
 _THREADS = 16
-_QUADS = 4  # of a head's values, summed by one invocation
+_HEADS = 4  # heads of a workgroup of attention: one SIMD word of a CPU, so that cores share a row
 
 
 def attention(
     q: Operand, k: Operand, v: Operand, output: Operand, start: Size, scale: float
 ) -> WgslLaunch:
-    """An invocation goes through a head's positions once, with a running maximum (Milakov and
-    Gimelshein, arXiv 1805.02867), for up to four quads of the head's values."""
+    """An invocation goes through a head's positions once, four at a time, with a running maximum
+    (Milakov and Gimelshein, arXiv 1805.02867)."""
     rows, heads, depth = q.shape
     groups, context = k.shape[1], k.shape[0]
     assert isinstance(heads, int) and isinstance(depth, int) and isinstance(groups, int)
     quads = depth // 4
-    parts = -(-quads // _QUADS)
-    first, grid = text.rowwise(rows, heads * parts, _THREADS)
+    first, grid = text.rowwise(rows, heads, _HEADS)
+    keys = "\n".join(f"      products{j} += x * k_quad(at{j}, i);" for j in range(4))
+    values = "".join(f" + weights[{j}] * v_quad(at{j}, i)" for j in range(4))
     body = f"""{first}
-  let part = place % {parts}u;
-  let head = place / {parts}u;
-  let query = (row * {heads}u + head) * {quads}u;
+  let query = at * {quads}u;
   let length = min({text.size_u32(start)} + row + 1u, {text.size_u32(context)});
-  let kv = head / {heads // groups}u;
-  let first = part * {_QUADS}u;
-  let count = min({_QUADS}u, {quads}u - first);
+  let kv = place / {heads // groups}u;
   var highest = -3.0e38;
   var total = 0.0;
-  var sums: array<vec4<f32>, {_QUADS}>;
-  for (var p = 0u; p < length; p++) {{
-    let at = p * {groups}u + kv;
-    var products = vec4<f32>(0.0);
-    for (var i = 0u; i < {quads}u; i++) {{ products += b0[query + i] * k_quad(at, i); }}
-    let score = dot(products, vec4<f32>({text.literal(scale, "f32")}));
-    let lower = fl_exp(-abs(score - highest));
-    let shrink = select(1.0, lower, score > highest);
-    let weight = select(lower, 1.0, score > highest);
-    total = total * shrink + weight;
-    for (var i = 0u; i < count; i++) {{
-      sums[i] = sums[i] * shrink + weight * v_quad(at, first + i);
+  var sums: array<vec4<f32>, {quads}>;
+  for (var p = 0u; p < length; p += 4u) {{
+    let at0 = p * {groups}u + kv;
+    let at1 = min(p + 1u, length - 1u) * {groups}u + kv;
+    let at2 = min(p + 2u, length - 1u) * {groups}u + kv;
+    let at3 = min(p + 3u, length - 1u) * {groups}u + kv;
+    var products0 = vec4<f32>(0.0);
+    var products1 = vec4<f32>(0.0);
+    var products2 = vec4<f32>(0.0);
+    var products3 = vec4<f32>(0.0);
+    for (var i = 0u; i < {quads}u; i++) {{
+      let x = b0[query + i];
+{keys}
     }}
-    highest = max(highest, score);
+    let ones = vec4<f32>({text.literal(scale, "f32")});
+    let found = vec4<f32>(dot(products0, ones), dot(products1, ones), dot(products2, ones),
+      dot(products3, ones));
+    let there = vec4<u32>(p) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(length);
+    let scores = select(vec4<f32>(-3.0e38), found, there);
+    let most = max(max(scores.x, scores.y), max(scores.z, max(scores.w, highest)));
+    let shrink = fl_exp(highest - most);
+    let weights = vec4<f32>(fl_exp(scores.x - most), fl_exp(scores.y - most),
+      fl_exp(scores.z - most), fl_exp(scores.w - most));
+    total = total * shrink + dot(weights, vec4<f32>(1.0));
+    for (var i = 0u; i < {quads}u; i++) {{ sums[i] = sums[i] * shrink{values}; }}
+    highest = most;
   }}
-  for (var i = 0u; i < count; i++) {{ b3[query + first + i] = sums[i] / total; }}"""
+  for (var i = 0u; i < {quads}u; i++) {{ b3[query + i] = sums[i] / total; }}"""
     code = blocks.reader(k.dtype, "k", 1, f"{quads}u") + blocks.reader(v.dtype, "v", 2, f"{quads}u")
-    code += text.entry(_THREADS, body)
+    code += text.entry(_HEADS, body)
     code = maths.functions(code) + code
     bound = (
         Binding("array<vec4<f32>>", "read"),
