@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def serving(app: ASGIApp, *, port: int = 0) -> Iterator[str]:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1
         )
-        server = uvicorn.Server(config)
+        server = _Server(config)
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="fanlight-server", daemon=True
         )
@@ -37,6 +38,16 @@ def serving(app: ASGIApp, *, port: int = 0) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(_START_SECONDS)
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does; then what it gave up waiting for is closed as well."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.sleep(0)  # the loop's turn in which aborted transports close
 
 
 def _bound(port: int) -> socket.socket:

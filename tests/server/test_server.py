@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -15,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from fanlight.errors import DeviceError, InputError
 from fanlight.server.app import create_app
@@ -193,6 +196,25 @@ def test_a_taken_port_is_named(base: str) -> None:
         serving(create_app(), port=port),
     ):
         pass
+
+
+def test_a_connection_that_never_ends_is_cut() -> None:
+    """A client that stops reading, as a closed tab does, in the middle of an endless answer."""
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+    with socket.socket() as client:
+        with serving(endless) as url:
+            client.connect(("127.0.0.1", urlsplit(url).port))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(10)
+        client.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(1 << 20):
+                pass
 
 
 def test_only_this_machine_can_reach_it(base: str) -> None:
