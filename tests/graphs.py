@@ -26,7 +26,7 @@ Array = NDArray[Any]
 T = Dim("T", "host", 6)
 POS = Dim("pos", "device", 5)
 CACHE = POS.max + T.max
-_SMOOTH = ("tanh", "sigmoid", "silu", "neg", "abs", "sin", "cos", "erf")
+_SMOOTH = ("tanh", "sigmoid", "silu", "neg", "abs", "sin", "cos", "erf", "atan")
 _NUMPY = {"f32": "f4", "f16": "f2", "i32": "i4", "u32": "u4", "i8": "i1", "u8": "u1", "bool": "?"}
 _DTYPES = tuple(DTYPES[name] for name in _NUMPY)
 
@@ -146,12 +146,12 @@ class _Maker:
         if x.dtype.kind == "bool":
             self._add(apply("not", x), 0)
         elif x.dtype.kind != "float":
-            self._add(
-                apply("abs" if x.dtype.kind == "uint" else self.rng.choice(("neg", "abs")), x),
-                self._depth(x),
-            )
+            choice = ("abs", "sign") if x.dtype.kind == "uint" else ("neg", "abs", "sign", "bitnot")
+            self._add(apply(self.rng.choice(choice), x), self._depth(x))
         elif x in self.exact and self.rng.random() < 0.3:
-            self._add(apply(self.rng.choice(("floor", "ceil", "round")), x), self._depth(x))
+            self._add(apply(self.rng.choice(("floor", "ceil", "round", "sign")), x), self._depth(x))
+        elif self.rng.random() < 0.2:
+            self._add(apply(self.rng.choice(("isnan", "isinf")), x), 0)
         else:
             op = self.rng.choice(_SMOOTH)
             self._add(apply(op, x), self._depth(x) if op in ("neg", "abs") else None)
@@ -193,6 +193,8 @@ class _Maker:
             if x.dtype.kind == "int" and x.dtype.bytes == 4:
                 y = apply("max", apply("abs", y), self._constant(y.dtype, 1))
                 choice += ["div", "mod"]
+            if x.dtype.kind in ("int", "uint"):
+                choice += ["bitand", "bitor", "bitxor"]
             op = self.rng.choice(choice)
             deeper = depth + (op == "mul") if depth is not None else None
             self._add(apply(op, x, y), deeper)
@@ -231,7 +233,7 @@ class _Maker:
         x = self._pick()
         rank, rng, depth = len(x.shape), self.rng, self._depth(x)
         kind = rng.choice(
-            ("reshape", "reshape", "permute", "expand", "slice", "concat", "iota", "rope")
+            ("reshape", "reshape", "permute", "expand", "slice", "concat", "iota", "rope", "take")
         )
         if kind == "reshape":
             shape = self._reshaped(x.shape)
@@ -252,8 +254,20 @@ class _Maker:
             self._concat(x)
         elif kind == "iota":
             self._add(apply("iota", size=rng.choice((3, T, T + 2))), 0)
+        elif kind == "take" and rank:
+            self._take(x, depth)
         elif kind == "rope":
             self._rope()
+
+    def _take(self, x: Node, depth: int | None) -> None:
+        """Some rows backwards, from known sizes; what has symbols stays as it is."""
+        indices = []
+        for axis, size in enumerate(x.shape):
+            index = apply("iota", size=size)
+            if isinstance(size, int):
+                index = apply("sub", self._constant(dtypes.i32, size - 1), index)
+            indices.append(apply("reshape", index, shape=(size, *(1,) * (len(x.shape) - axis - 1))))
+        self._add(apply("take", x, *indices), depth)
 
     def _reshaped(self, shape: Shape) -> Shape:
         out: list[Size] = []

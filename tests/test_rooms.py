@@ -32,6 +32,7 @@ TYPING_ONLY = {("kernels/launch", "codegen")}
 # themselves imported lazily.
 EXTRAS = {
     "numpy": {"ir/interpreter", "formats/dequant", "runtime/gpu", "runtime/wasm"},
+    "ml_dtypes": {"ir/interpreter"},
     "wgpu": {"runtime/gpu", "runtime/gpu_device"},
     "wasmtime": {"runtime/wasm"},
     "tokenizers": {"text/encoders", "text/tokenizer"},

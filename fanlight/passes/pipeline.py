@@ -1,4 +1,5 @@
-"""The passes in their order. Each makes the fused op of its own name, where the target has it."""
+"""The passes in their order. Each makes the fused op of its own name, where the target has it; the
+last one (``plain.py``) leaves no op that the target hasn't but could do without."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fanlight.ir.graph import Graph, Module
-from fanlight.passes import attend, attend_add, project, residual, swiglu
+from fanlight.passes import attend, attend_add, plain, project, residual, swiglu
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +40,8 @@ def run(
             graphs = {name: step.run(graph) for name, graph in module.graphs.items()}
             module = replace(module, graphs=graphs)
             after(module, step.name)
+    graphs = {name: plain.run(graph, has) for name, graph in module.graphs.items()}
+    if any(graphs[name] is not graph for name, graph in module.graphs.items()):
+        module = replace(module, graphs=graphs)
+        after(module, "plain ops")
     return module

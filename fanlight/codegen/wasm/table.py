@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fanlight.codegen.wasm import argmax, attention, gather, loops, matmul, norm
 from fanlight.codegen.wasm.blocks import STORAGE
 from fanlight.dtypes import DType
-from fanlight.ir import fused
+from fanlight.ir import composite
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.kernels.target import Entry, NotYet, Storage, complete
@@ -22,7 +22,7 @@ TEMPLATES: dict[str, Entry] = {
     "attention": attention.rule,
     "argmax": argmax.rule,
     # few barriers, and small steps on every thread, give what fused kernels would (order.py)
-    **dict.fromkeys(fused.DEFINITIONS, NotYet("no fused kernel")),
+    **dict.fromkeys(composite.DEFINITIONS, NotYet("no fused kernel")),
 }
 
 

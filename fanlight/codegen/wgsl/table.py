@@ -35,6 +35,7 @@ TEMPLATES: dict[str, Entry] = {
     "matmul_add": fused.matmul_add,
     "attend": attend.rule,
     "attend_add": attend.rule_add,
+    "dot": NotYet("no kernel of its own"),
 }
 
 
