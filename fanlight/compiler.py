@@ -119,9 +119,10 @@ class _Compilation:
         host = [*self.module.dims, self.first, self.count]
         if self.options.target == "wasm":
             host.append(Dim(plans.THREADS, "host", self.options.max_threads))
-        self.dims = tuple(DimSpec(d) for d in host) + tuple(
-            DimSpec(d.dim, d.state, 4 * d.index) for d in self.module.device_dims
-        )
+        free = self.module.free
+        self.dims = tuple(
+            DimSpec(d, free=d.name in free, bound=free.get(d.name)) for d in host
+        ) + tuple(DimSpec(d.dim, d.state, 4 * d.index) for d in self.module.device_dims)
 
     def _declare_states(self) -> None:
         for name, spec in self.module.states.items():

@@ -1,8 +1,9 @@
 """Executor of webgpu plans in CPython, on wgpu. In: a plan and its files. Out: a session.
 
 All that can be made at load is made at load: buffers, pipelines, bind groups. A run writes the
-uniform if a dim changed and replays the steps; consecutive dispatches share one pass. The twin is
-``web/gpu.js``. Knows nothing of models.
+uniform if a dim changed and replays the steps; consecutive dispatches share one pass. Buffers of
+free size grow, and only then are bind groups made anew. The twin is ``web/gpu.js``. Knows nothing
+of models.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from fanlight.runtime.gpu_device import (
     probe,
 )
 from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.sizes import BufferSizes, grown
 from fanlight.shapes import Size
 
 _ENABLES = {"shader-f16": "enable f16;\n"}  # naga rejects ``enable subgroups;``
@@ -116,13 +118,16 @@ class GpuSession:
         self._flags = import_wgpu().BufferUsage
         self.info = SessionInfo("webgpu", adapter, plan.resident_bytes())
         self._host = [d.dim for d in plan.dims if d.dim.kind == "host"]
-        self._values = {d.name: d.max for d in self._host}
-        self._bytes = {b.name: shapes.evaluate(b.bytes, {}) for b in plan.buffers}
-        self._arguments = Arguments(plan, self._bytes)
+        host = [d for d in plan.dims if d.dim.kind == "host"]
+        self._values = {d.dim.name: 0 if d.free else d.dim.max for d in host}
+        self._sizes = BufferSizes(plan, {})
+        self._arguments = Arguments(plan, self._sizes)
         self._buffers: dict[str, Any] = {}
         self._uniform: Any = None
         self._stale = True  # the uniform holds other values
         self._pipelines: list[Any] = []
+        self._layouts: list[Any] = []  # of their bindings
+        self._groups: dict[tuple[int, tuple[str, ...]], Any] = {}  # by kernel and buffers
         self._prepared: dict[int, _Prepared] = {}  # by id of the step
         self._encoder: Any = None
         self._pass: Any = None
@@ -139,11 +144,11 @@ class GpuSession:
         with device_errors("the GPU could not hold the plan's buffers"):
             self._allocate()
         started = time.perf_counter()
-        layouts = [self._make_pipeline(k) for k in self.plan.kernels]
-        progress(Progress("compile", len(layouts), len(layouts)))
+        self._layouts = [self._make_pipeline(k) for k in self.plan.kernels]
+        progress(Progress("compile", len(self._layouts), len(self._layouts)))
         self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
         with device_errors("the plan's bindings were refused"):
-            self._prepare(layouts)
+            self._prepare()
         started = time.perf_counter()
         with device_errors("the weights could not be written"):
             await self._upload(files, progress)
@@ -153,23 +158,57 @@ class GpuSession:
 
     def _allocate(self) -> None:
         u = self._flags
-        usage = u.STORAGE | u.COPY_SRC | u.COPY_DST
-        most = self._device.limits["max-storage-buffer-binding-size"]
-        for name, size in self._bytes.items():
-            if size > most:
-                raise PlanError(
-                    "a buffer is larger than this device binds",
-                    where=f"buffer {name}",
-                    got=size,
-                    wanted=f"at most {most}",
-                    hint="Compile for this device.",
-                )
-            whole = max(16, -(-size // 4) * 4)
-            self._buffers[name] = self._device.create_buffer(label=name, size=whole, usage=usage)
+        for name, size in self._sizes.bytes.items():
+            self._check_size(name, size, "Compile for this device.")
+            self._buffers[name] = self._make_buffer(name, size)
         size = max(16, -(-len(self._host) // 4) * 16)
         self._uniform = self._device.create_buffer(
             label="dims", size=size, usage=u.UNIFORM | u.COPY_DST | u.COPY_SRC
         )
+
+    def _check_size(self, name: str, size: int, hint: str) -> None:
+        most = self._device.limits["max-storage-buffer-binding-size"]
+        if size > most:
+            raise PlanError(
+                "a buffer is larger than this device binds",
+                where=f"buffer {name}",
+                got=size,
+                wanted=f"at most {most}",
+                hint=hint,
+            )
+
+    def _make_buffer(self, name: str, size: int) -> Any:
+        u = self._flags
+        usage = u.STORAGE | u.COPY_SRC | u.COPY_DST
+        whole = max(16, -(-size // 4) * 4)
+        return self._device.create_buffer(label=name, size=whole, usage=usage)
+
+    def _grow(self) -> None:
+        """More memory for the buffers of free size that need it now; their bytes are lost. What
+        fails leaves them without memory, and the session as usable as before."""
+        bytes_of, most = self._sizes.bytes, self._device.limits["max-storage-buffer-binding-size"]
+        small = [b.name for b in self._sizes.free if bytes_of[b.name] > self._buffers[b.name].size]
+        for name in small:
+            self._check_size(name, bytes_of[name], "Run with smaller inputs.")
+        if not small:
+            return
+        old = {name: self._buffers.pop(name) for name in small}
+        for buffer in old.values():
+            buffer.destroy()
+        try:
+            with device_errors("the GPU could not hold the buffers of these inputs"):
+                for name in small:
+                    have = 0 if old[name].size == 16 else old[name].size
+                    self._buffers[name] = self._make_buffer(
+                        name, grown(have, bytes_of[name], most - most % 4)
+                    )
+        finally:
+            for name in small:
+                if name not in self._buffers:
+                    self._buffers[name] = self._make_buffer(name, 0)
+            self._prepare(frozenset(small))
+        self.info.growths += 1
+        self.info.resident_bytes = sum(b.size for b in self._buffers.values())
 
     def _make_pipeline(self, kernel: Kernel) -> Any:
         """Makes the pipeline of ``kernel`` and returns the layout of its bindings."""
@@ -199,9 +238,13 @@ class GpuSession:
         self._pipelines.append(pipeline)
         return layout
 
-    def _prepare(self, layouts: list[Any]) -> None:
-        """Bind groups of all dispatches, equal ones once."""
-        groups: dict[tuple[object, ...], Any] = {}
+    def _prepare(self, changed: frozenset[str] = frozenset()) -> None:
+        """Bind groups of all dispatches, equal ones once: those that are not there yet or have a
+        buffer among ``changed``."""
+        if changed:
+            kept = {key: g for key, g in self._groups.items() if changed.isdisjoint(key[1])}
+            self._groups = kept
+        groups = self._groups
         lists = [*self.plan.programs.values(), *(w.steps for w in self.plan.weights)]
         for step in (s for steps in lists for s in steps_of(steps)):
             if not isinstance(step, Dispatch):
@@ -212,7 +255,7 @@ class GpuSession:
                 resources = [self._buffers[name] for name in step.buffers]
                 resources += [self._uniform] if kernel.dims else []
                 groups[key] = self._device.create_bind_group(
-                    layout=layouts[step.kernel],
+                    layout=self._layouts[step.kernel],
                     entries=[
                         {"binding": i, "resource": {"buffer": b, "offset": 0, "size": b.size}}
                         for i, b in enumerate(resources)
@@ -222,7 +265,7 @@ class GpuSession:
 
     async def _upload(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
         total, done, unsent = total_bytes(self.plan), 0, 0
-        staging = self._bytes.get(STAGING, 0)
+        staging = self._sizes.bytes.get(STAGING, 0)
 
         def limit(weight: Weight) -> int:
             return staging if weight.steps else max(_CHUNK, weight.unit)
@@ -266,6 +309,11 @@ class GpuSession:
         async with self._turn():
             return await self._take(*self._start_read(buffer, offset, length))
 
+    async def dims(self) -> dict[str, int]:
+        """See ``Session.dims``."""
+        async with self._turn():
+            return {name: self._values[name] for name in self._arguments.dims}
+
     async def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
     ) -> AsyncGenerator[bytes, None]:
@@ -300,6 +348,7 @@ class GpuSession:
                 if buffer is not None:
                     buffer.destroy()
             self._buffers.clear()
+            self._groups.clear()
             self._prepared.clear()
             self._pipelines.clear()
             self._device.destroy()
@@ -321,7 +370,14 @@ class GpuSession:
         self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
     ) -> tuple[Step, ...]:
         """Checks everything, then applies it."""
-        self._arguments.check_run(program, feeds, dims)
+        self._arguments.check_run(program, dims)
+        try:
+            self._sizes.update({**self._values, **dims})
+            self._arguments.check_feeds(feeds)
+            self._grow()
+        except BaseException:
+            self._sizes.update(self._values)
+            raise
         for name, value in dims.items():
             self._set_dim(name, value)
         for name, data in feeds.items():
@@ -438,11 +494,10 @@ class GpuSession:
         """In order with what is encoded; padded to 4 bytes."""
         if not len(data):
             return
-        if offset + len(data) > self._bytes[name]:
+        most = self._sizes.bytes[name]
+        if offset + len(data) > most:
             got = offset + len(data)
-            raise PlanError(
-                "too many bytes", where=f"buffer {name}", got=got, wanted=self._bytes[name]
-            )
+            raise PlanError("too many bytes", where=f"buffer {name}", got=got, wanted=most)
         self._submit()
         if len(data) % 4:
             data = bytes(data) + b"\0" * (-len(data) % 4)

@@ -229,6 +229,10 @@ class _Session:
             fields["length"] = length
         return bytes((await self._executor.ask("readBuffer", fields)).to_bytes())
 
+    async def dims(self) -> dict[str, int]:
+        found = await self._executor.ask("dims", {"session": self.handle})
+        return {str(name): int(value) for name, value in found.to_py().items()}
+
     def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
     ) -> AsyncGenerator[bytes, None]:

@@ -213,6 +213,11 @@ const HANDLERS = {
     return moved(await held(sessions, session, 'session').read(buffer, offset, length));
   },
 
+  /** {session} → the host dims after all earlier runs, by name. */
+  dims({ session }) {
+    return held(sessions, session, 'session').dims();
+  },
+
   /** {session, program, times, read, dims?} → null; a chunk (Uint8Array) after each run. */
   async repeat({ session, program, times, read, dims = {} }, { signal, chunk }) {
     const send = (/** @type {Uint8Array<ArrayBuffer>} */ bytes) => chunk(bytes, [bytes.buffer]);

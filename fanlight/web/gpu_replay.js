@@ -3,6 +3,7 @@
 // dim, ends the submit. Buffers, pipelines and bind groups are given to it ready made (gpu.js makes
 // them).
 
+import { BufferSizes } from './buffer_sizes.js';
 import { boundBytes } from './gpu_memory.js';
 import { COMPARISONS, RESERVED_DIMS, stepsOf } from './plan.js';
 import { checkDims, checkRange } from './session.js';
@@ -24,8 +25,8 @@ const OWN_SLOT = 2;
 export class Replay {
   /** @type {Map<string, Place>} where each buffer of the plan is */
   places = new Map();
-  /** @type {Map<string, number>} bytes of each buffer, as the plan says */
-  bytes = new Map();
+  /** @type {Map<string, number>} bytes that are bound of buffers of free size: what they have */
+  capacity = new Map();
   /** @type {GPUComputePipeline[]} */
   pipelines = [];
   /** @type {Map<Step, Prepared>} */
@@ -54,8 +55,9 @@ export class Replay {
     this.device = device;
     this.queue = device.queue;
     this.hostDims = [...plan.dims.values()].filter((d) => d.kind === 'host');
-    for (const { name, max } of this.hostDims)
-      this.#values.set(name, RESERVED_DIMS.includes(name) ? 0 : max);
+    this.sizes = new BufferSizes(plan);
+    for (const { name, max, free } of this.hostDims)
+      this.#values.set(name, free || RESERVED_DIMS.includes(name) ? 0 : max);
     this.uniform = new Uint32Array(Math.max(4, Math.ceil(this.hostDims.length / 4) * 4));
     for (const steps of [...plan.programs.values(), ...plan.weights.map((w) => w.steps)])
       this.#mark(steps);
@@ -141,7 +143,7 @@ export class Replay {
   async #readDim(dim, buffer, offset) {
     const bytes = await this.readBack(buffer, offset, 4, OWN_SLOT);
     const value = new DataView(bytes.buffer).getInt32(0, true);
-    checkDims(this.plan, { [dim]: value });
+    checkDims(this.plan, { [dim]: value }, true);
     this.setDim(dim, value);
   }
 
@@ -155,6 +157,16 @@ export class Replay {
     return typeof size === 'number' ? size : evaluate(size, this.#values, this.plan.maxima);
   }
 
+  /** Bytes of each buffer, as the plan and the dims say. */
+  get bytes() {
+    return this.sizes.bytes;
+  }
+
+  /** The host dims now. @returns {ReadonlyMap<string, number>} */
+  get values() {
+    return this.#values;
+  }
+
   /** @param {string} name */
   #place(name) {
     return /** @type {Place} */ (this.places.get(name));
@@ -162,7 +174,8 @@ export class Replay {
 
   /** The whole buffer, to be bound. @param {string} name @returns {GPUBufferBinding} */
   binding(name) {
-    return { ...this.#place(name), size: boundBytes(this.bytes.get(name) ?? 0) };
+    const size = this.capacity.get(name) ?? this.bytes.get(name) ?? 0;
+    return { ...this.#place(name), size: boundBytes(size) };
   }
 
   // --- dims and the queue

@@ -17,6 +17,7 @@ import { RESERVED_DIMS } from './plan.js';
  * @property {number} upload_ms
  * @property {number} pipelines_ms
  * @property {number} threads
+ * @property {number} growths runs that needed more memory than those before
  * @property {Record<string, number>} extra
  */
 /**
@@ -33,17 +34,20 @@ import { RESERVED_DIMS } from './plan.js';
  * @property {(program: string, times: number, read: string, dims: Record<string, number>,
  * onChunk: (bytes: Uint8Array<ArrayBuffer>) => unknown, signal?: AbortSignal) => Promise<void>}
  * repeat
+ * @property {() => Promise<Record<string, number>>} dims the host dims after all earlier runs
  * @property {() => Promise<void>} dispose
  */
 
 /** Throws PlanError for dims that a caller may not set, or out of range.
- * @param {Plan} plan @param {Record<string, number>} dims */
-export function checkDims(plan, dims) {
+ * @param {Plan} plan @param {Record<string, number>} dims @param {boolean} [read] by the program */
+export function checkDims(plan, dims, read = false) {
   for (const [name, value] of Object.entries(dims)) {
     const dim = plan.dims.get(name);
     if (dim?.kind !== 'host' || RESERVED_DIMS.includes(name)) {
       throw new PlanError('not a dim that can be set', { got: name });
     }
+    if (dim.bound !== null && !read)
+      throw new PlanError('a dim that only the program sets', { where: `dim ${name}`, got: value });
     if (!Number.isInteger(value) || value < 0 || value > dim.max) {
       throw new PlanError('a dim is out of range', {
         where: `dim ${name}`,
@@ -94,6 +98,12 @@ export function checkRange(name, whole, offset, length) {
     });
   }
   return wanted;
+}
+
+/** The host dims that a caller knows. @param {Plan} plan @returns {string[]} */
+export function hostDims(plan) {
+  const dims = [...plan.dims.values()].filter(({ kind }) => kind === 'host');
+  return dims.map(({ name }) => name).filter((name) => !RESERVED_DIMS.includes(name));
 }
 
 /** The program's steps. @param {Plan} plan @param {string} name */

@@ -1,12 +1,13 @@
 // Executor of wasm plans. In: a plan and its files. Out: a session with run, read, repeat and
-// dispose. One memory holds everything, at offsets fixed at load; JavaScript enters the module once
+// dispose. One memory holds everything, at offsets fixed at load but for buffers of free size, which
+// lie behind the others, where a run's dims put them; JavaScript enters the module once
 // per program and all threads walk its steps inside. Thread 0 is the worker that this runs in, the
 // others are wasm_thread.js. Knows nothing of models.
 
+import { BufferSizes, grown } from './buffer_sizes.js';
 import { DeviceError, PlanError, throwIfAborted } from './errors.js';
 import { STAGING, readPlan } from './plan.js';
-import { Turns, checkDims, checkFeeds, checkRange, programOf } from './session.js';
-import { evaluate } from './sizes.js';
+import { Turns, checkDims, checkFeeds, checkRange, hostDims, programOf } from './session.js';
 import { weightBytes, weightChunks } from './weights.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
@@ -87,8 +88,12 @@ export class WasmSession {
     const hostDims = [...plan.dims.values()].filter((d) => d.kind === 'host');
     /** @type {Map<string, number>} host dim → its address */
     this.dimsAt = new Map(hostDims.map(({ name }, i) => [name, module.dims_at + 4 * i]));
-    const end = this.#layOut();
-    this.memory = allocate(end, module.threads);
+    this.sizes = new BufferSizes(plan, new Map([['threads', threads]]));
+    const fixed = [...plan.buffers.values()].filter((b) => !this.sizes.free.includes(b));
+    /** Where the buffers of free size begin. */
+    this.fixedEnd = this.#layOut(fixed, module.reserved);
+    const end = this.#layOut(this.sizes.free, this.fixedEnd);
+    this.memory = allocate(end, module.threads, this.sizes.free.length > 0);
     this.bytes = new Uint8Array(this.memory.buffer);
     this.view = new DataView(this.memory.buffer);
     /** @type {import('./session.js').SessionInfo} */
@@ -99,21 +104,62 @@ export class WasmSession {
       upload_ms: 0,
       pipelines_ms: 0,
       threads,
+      growths: 0,
       extra: {},
     };
   }
 
-  /** Gives each buffer its place; returns the end of the last. */
-  #layOut() {
-    const values = new Map([['threads', this.threads]]);
-    let end = this.module.reserved;
-    for (const { name, bytes } of this.plan.buffers.values()) {
+  /**
+   * Gives `buffers` their places from `end` on; returns the end of the last.
+   * @param {import('./plan.js').Buffer[]} buffers @param {number} end
+   */
+  #layOut(buffers, end) {
+    for (const { name } of buffers) {
       const at = Math.ceil(end / ALIGN) * ALIGN;
-      const size = evaluate(bytes, values, this.plan.maxima);
-      this.places.set(name, { at, bytes: size });
-      end = at + Math.ceil(size / 4) * 4;
+      const bytes = this.sizes.bytes.get(name) ?? 0;
+      this.places.set(name, { at, bytes });
+      end = at + Math.ceil(bytes / 4) * 4;
     }
     return end;
+  }
+
+  /** Puts the buffers of free size where this run's sizes want them; their bytes are lost. */
+  #move() {
+    if (!this.sizes.free.length) return;
+    const end = this.#layOut(this.sizes.free, this.fixedEnd);
+    const have = this.memory.buffer.byteLength / PAGE;
+    const need = Math.ceil(end / PAGE);
+    if (need > have) {
+      const pages = grown(have, need, MOST_PAGES);
+      try {
+        if (need > MOST_PAGES) throw new RangeError('WebAssembly has 4 GB');
+        this.memory.grow(pages - have);
+      } catch (cause) {
+        throw new DeviceError('the memory for these inputs can not be had', {
+          got: `${end} bytes; ${cause}`,
+          cause,
+          hint: 'Run with smaller inputs, or use the webgpu device.',
+        });
+      }
+      this.bytes = new Uint8Array(this.memory.buffer);
+      this.view = new DataView(this.memory.buffer);
+      this.info.growths += 1;
+      this.info.resident_bytes = pages * PAGE;
+    }
+    this.#writeAddresses();
+  }
+
+  #writeAddresses() {
+    // In the plan's order, which is that of its buffers.
+    [...this.plan.buffers.keys()].forEach((name, i) =>
+      this.view.setUint32(this.module.buffers_at + 4 * i, this.places.get(name)?.at ?? 0, true),
+    );
+  }
+
+  /** @returns {Map<string, number>} the host dims now, as the module has them */
+  #values() {
+    const at = (/** @type {string} */ name) => /** @type {number} */ (this.dimsAt.get(name));
+    return new Map(hostDims(this.plan).map((n) => [n, this.view.getUint32(at(n), true)]));
   }
 
   // --- load
@@ -130,8 +176,10 @@ export class WasmSession {
     progress({ stage: 'compile', done: 1, total: 1 });
     await this.#upload(files, progress, signal);
     this.info.upload_ms = performance.now() - begin - this.info.pipelines_ms;
-    for (const [name, at] of this.dimsAt)
-      this.#setDim(at, name === 'threads' ? this.threads : (this.plan.maxima.get(name) ?? 0));
+    for (const [name, at] of this.dimsAt) {
+      const { max, free } = /** @type {import('./plan.js').DimSpec} */ (this.plan.dims.get(name));
+      this.#setDim(at, name === 'threads' ? this.threads : free ? 0 : max);
+    }
     if (this.plan.programs.has('load')) await this.run('load');
   }
 
@@ -150,9 +198,7 @@ export class WasmSession {
     const tids = Array.from({ length: this.threads - 1 }, (_, i) => i + 1);
     await Promise.all(tids.map((tid) => this.#startThread(tid, compiled)));
     // The module's own data is in place only now: every instance writes it again.
-    [...this.places.values()].forEach(({ at }, i) =>
-      this.view.setUint32(module.buffers_at + 4 * i, at, true),
-    );
+    this.#writeAddresses();
     for (const [name, at] of this.dimsAt) this.#setDim(at, name === 'threads' ? this.threads : 0);
     for (const worker of this.#workers) worker.postMessage('enter');
   }
@@ -244,6 +290,11 @@ export class WasmSession {
     return this.#turns.take(async () => this.#copyOut(name, offset, length));
   }
 
+  /** The host dims after all earlier runs. @returns {Promise<Record<string, number>>} */
+  dims() {
+    return this.#turns.take(async () => Object.fromEntries(this.#values()));
+  }
+
   /**
    * Runs `program` up to `times` times; `onChunk` gets the bytes of `read` after each. Stops where
    * it returns
@@ -282,7 +333,16 @@ export class WasmSession {
   #begin(program, feeds, dims) {
     programOf(this.plan, program);
     checkDims(this.plan, dims);
-    checkFeeds(this.plan, feeds, (name) => this.places.get(name)?.bytes ?? 0);
+    const values = this.#values();
+    try {
+      this.sizes.update(new Map([...values, ...Object.entries(dims)]));
+      checkFeeds(this.plan, feeds, (name) => this.sizes.bytes.get(name) ?? 0);
+      this.#move();
+    } catch (error) {
+      this.sizes.update(values);
+      this.#layOut(this.sizes.free, this.fixedEnd);
+      throw error;
+    }
     for (const [name, value] of Object.entries(dims)) this.#setDim(this.dimsAt.get(name), value);
     for (const [name, bytes] of Object.entries(feeds))
       this.bytes.set(bytes, this.places.get(name)?.at);
@@ -324,9 +384,12 @@ export class WasmSession {
   }
 }
 
-/** A memory of at least `bytes`. @param {number} bytes @param {boolean} shared
+/**
+ * A memory of at least `bytes`. One that grows may become as large as the browser lets it: shared
+ * memory reserves its addresses at once, so that is tried from the most on.
+ * @param {number} bytes @param {boolean} shared @param {boolean} grows
  */
-function allocate(bytes, shared) {
+function allocate(bytes, shared, grows) {
   const pages = Math.ceil(bytes / PAGE);
   const hint = 'Choose a smaller model or context, close other pages, or use the webgpu device.';
   if (pages > MOST_PAGES) {
@@ -336,6 +399,13 @@ function allocate(bytes, shared) {
     });
   }
   try {
+    for (let maximum = MOST_PAGES; grows && maximum > pages; maximum /= 2) {
+      try {
+        return new WebAssembly.Memory({ initial: pages, maximum, shared });
+      } catch {
+        // fewer addresses, then
+      }
+    }
     return new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
   } catch (cause) {
     throw new DeviceError(`the browser could not give ${bytes} bytes of memory`, {
