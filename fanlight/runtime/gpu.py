@@ -12,12 +12,12 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fanlight import shapes
-from fanlight.errors import AbortedError, PlanError
+from fanlight.errors import AbortedError, DeviceError, PlanError
 from fanlight.plan import (
     LOAD_DIMS,
     STAGING,
@@ -344,7 +344,10 @@ class GpuSession:
                 return
             self._disposed = True
             self._pass = self._encoder = None
-            for buffer in (*self._buffers.values(), *self._spare, self._uniform):
+            with suppress(DeviceError), device_errors("the device is gone"):
+                await self._room(0)
+            fences = [fence for fence, _, _ in self._in_flight]
+            for buffer in (*self._buffers.values(), *self._spare, *fences, self._uniform):
                 if buffer is not None:
                     buffer.destroy()
             self._buffers.clear()

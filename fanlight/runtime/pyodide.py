@@ -64,12 +64,25 @@ async def open_model(model: str, progress: ProgressCallback | None = None) -> Re
     return RemoteFile(executor, int(found.file), str(found.name), int(found.size))
 
 
+async def open_bytes(data: bytes) -> RemoteFile:
+    """A file of bytes that are here already; the executor gets them as a Blob."""
+    executor = Executor()
+    found = await executor.ask(
+        "open", {"source": executor.blob(data)}, undo=lambda reply: {"file": reply.file}
+    )
+    return RemoteFile(executor, int(found.file), "the model's bytes", int(found.size))
+
+
 class RemoteFile:
     """A file that the executor holds. ``handle`` is its number there."""
 
     def __init__(self, executor: Executor, handle: int, name: str, size: int) -> None:
         self.handle, self.name, self.size = handle, name, size
         self._executor = executor
+
+    async def close(self) -> None:
+        """Lets the executor forget the file. Safe to call twice."""
+        await self._executor.ask("dispose", {"file": self.handle})
 
     async def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset``; fewer only at the end of the file."""
@@ -147,6 +160,10 @@ class Executor:
         finally:
             reply.cancel()
             await asyncio.gather(reply, return_exceptions=True)
+
+    def blob(self, data: bytes) -> Any:
+        """A JavaScript Blob of ``data``."""
+        return self._js.Blob.new(self._ffi.to_js([self._ffi.to_js(data)]))
 
     def _to_js(self, fields: Mapping[str, Any]) -> Any:
         return self._ffi.to_js(fields, dict_converter=self._js.Object.fromEntries)
