@@ -66,7 +66,8 @@ class ModelFiles:
 
     def _beside(self, name: str) -> str:
         """``name`` in the main file's folder; the format's reader has refused to leave it."""
-        if not isinstance(self._model, (str, Path)):
+        named = isinstance(self._model, (str, Path))
+        if not named or (sys.platform == "emscripten" and "://" not in str(self._model)):
             raise StoreError(
                 "external data beside bytes",
                 got=name,

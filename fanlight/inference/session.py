@@ -21,11 +21,12 @@ from fanlight.inference.files import ModelFiles
 from fanlight.inference.signature import TensorInfo, signature_of
 from fanlight.inference.tensor import Tensor, as_tensor, dtype_of, nbytes
 from fanlight.ir.graph import Module
-from fanlight.plan import Plan
+from fanlight.plan import LOAD_DIMS, THREADS, Plan
 from fanlight.runtime.backend import Backend, Device, choose
 from fanlight.runtime.session import File, ProgressCallback, Session, SessionInfo
 
 PROVIDERS = ("webgpu", "wasm")
+_RESERVED = (*LOAD_DIMS, THREADS)
 MAX_DIM = 1 << 20  # of a dim that the model leaves free
 
 
@@ -158,6 +159,27 @@ class InferenceSession:
             if target is not None:
                 results[name] = _write(name, results[name], target)
         return results
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values, for a page that runs the executor's session ``handle`` itself."""
+        from fanlight.runtime import pyodide
+
+        assert isinstance(self._session, pyodide.RemoteSession)
+        dims = [spec.dim for spec in self._plan.dims if spec.dim.kind == "host"]
+        return {
+            "handle": self._session.handle,
+            "inputs": [self._info(info) for info in self.inputs],
+            "outputs": [self._info(info) for info in self.outputs],
+            "maxima": {dim.name: dim.max for dim in dims if dim.name not in _RESERVED},
+            "bounded": self._bounded,
+            "metadata": dict(self.metadata),
+        }
+
+    def _info(self, info: TensorInfo) -> dict[str, Any]:
+        sizes = [shapes.to_json(size) for size in info.sizes]
+        used = info.name in self._buffers
+        row = {"name": info.name, "type": info.dtype, "shape": list(info.shape)}
+        return {**row, "sizes": sizes, "used": used}
 
     async def dispose(self) -> None:
         """Gives all memory back, after the run in progress. The session can't be used any more."""

@@ -190,7 +190,7 @@ class _Backend:
             progress=progress,
             undo=lambda reply: {"session": reply.session},
         )
-        return _Session(self._executor, int(reply.session), _info(reply.info))
+        return RemoteSession(self._executor, int(reply.session), _info(reply.info))
 
 
 class Kept:
@@ -205,7 +205,7 @@ class Kept:
         """The session, once it is loaded. Raises PlanError, StoreError, DeviceError."""
         executor = Executor()
         reply = await executor.ask("loaded", {"loading": self._loading})
-        return _Session(executor, int(reply.session), _info(reply.info))
+        return RemoteSession(executor, int(reply.session), _info(reply.info))
 
 
 def kept(model: str) -> Kept | None:
@@ -221,11 +221,11 @@ async def keep(model: str, session: Session, notes: Mapping[str, Any], encoder: 
     tokenizer's."""
     found = _bridge().opened.get(model)
     if found and found.kept.key is not None:
-        assert isinstance(session, _Session)
+        assert isinstance(session, RemoteSession)
         await _bridge().keep(session.handle, found.kept.key, json.dumps(notes), encoder.js)
 
 
-class _Session:
+class RemoteSession:
     """See ``runtime/session.py``."""
 
     def __init__(self, executor: Executor, handle: int, info: SessionInfo) -> None:
