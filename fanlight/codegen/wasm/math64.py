@@ -301,7 +301,8 @@ def mod(w: Writer, a: Value, b: Value) -> Value:
     """With the sign of ``a``; exact: doubles of b are taken away, the largest first."""
     x, y = w.let(a), w.let(_abs(b))
     rest, step = w.let(_abs(x)), w.let(y)
-    finite = op("i32.and", op("f64.gt", y, 0.0), _less(rest, float("inf")))
+    limit = float("inf")
+    finite = op("i32.and", op("f64.gt", y, 0.0), _less(_max(rest, y), limit))
     with w.if_(finite):
         with w.while_(op("f64.le", step + step, rest)):
             w.set(step, step + step)
@@ -309,7 +310,7 @@ def mod(w: Writer, a: Value, b: Value) -> Value:
             w.set(rest, select(op("f64.ge", rest, step), rest - step, rest))
             w.set(step, step * 0.5)
     result = w.let(op("f64.copysign", rest, x))
-    valid = op("i32.and", op("f64.gt", y, 0.0), _less(_abs(x), float("inf")))
+    valid = op("i32.and", op("f64.gt", y, 0.0), _less(_abs(x), limit))
     return select(valid, result, f64(float("nan")))
 
 

@@ -105,5 +105,5 @@ def to_e8m0(w: Writer, value: Value) -> Value:
     """The nearest power of two, ties to the larger; of 0, negative numbers and NaN: NaN."""
     x = w.let(value)
     rounded = op("i32x4.shr_u", op("i32x4.add", x, i32x4(0x00400000)), 23)
-    code = w.let(pick(op("i32x4.lt_s", x, i32x4(0x00600000)), i32x4(0), rounded))
+    code = w.let(pick(op("i32x4.le_s", x, i32x4(0x00400000)), i32x4(0), rounded))
     return pick(op("f32x4.gt", x, f32x4(0.0)), code, i32x4(255))

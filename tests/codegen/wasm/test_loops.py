@@ -169,11 +169,8 @@ def test_functions_on_integers(name: str, dtype: str) -> None:
     rng = np.random.default_rng(3)
     args = [whole_numbers(rng, dtype, 76) for _ in range(FUNCTIONS[name])]
     if name in ("shl", "shr"):
-        args[1] = packed(
-            rng.integers(0, 70, 76) % 2 ** min(6, 8 // DTYPES[dtype].block), DTYPES[dtype]
-        )
-        if dtype in ("i64", "u64", "i32", "u32"):
-            args[1] = packed(np.arange(76), DTYPES[dtype])
+        bits = 8 * DTYPES[dtype].bytes // DTYPES[dtype].block
+        args[1] = packed(np.arange(76) % (1 << min(bits - 1, 7)), DTYPES[dtype])
     value = apply(name, *(load(n, Axis(0), dtype) for n in range(len(args))))
     out = "bool" if value.type == "bool" else dtype
     for shape in ((75,), (15, 5)):
@@ -202,9 +199,8 @@ def test_divisions_that_would_trap(dtype: str, known: bool) -> None:
     for name, wanted in (("div", [0, 0, least, 0, 1]), ("mod", [0, 0, 0, 0, 2])):
         got = []
         for n in range(5):
-            by: Expr = (
-                Const(int(b[n]), loops.SCALAR[dtype]) if known else load(1, integer(n), dtype)
-            )
+            by: Expr = load(1, integer(n), dtype)
+            by = Const(int(b[n]), loops.SCALAR[dtype]) if known else by
             value = apply(name, load(0, integer(n), dtype), by)
             kernel = LoopKernel(name, (1,), (DTYPES[dtype],) * 2, DTYPES[dtype], value)
             got += run(kernel, [a, b], np.zeros(1, NUMPY[dtype])).tolist()
@@ -239,11 +235,11 @@ def test_small_floats_round_as_ml_dtypes_rounds(dtype: str) -> None:
     np.testing.assert_array_equal(run(opened, [data], np.zeros(codes, "f4")), every)
     finite = np.sort(every[np.isfinite(every)]).astype("f8")
     middle = ((finite[1:] + finite[:-1]) / 2).astype("f4")
-    sizes = (rng.standard_normal(4096) * 2.0 ** rng.uniform(-135, 128, 4096)).astype("f4")
+    sizes = (rng.standard_normal(4096) * 2.0 ** rng.uniform(-135, 124, 4096)).astype("f4")
     near = [np.nextafter(middle, np.float32(s)) for s in (-np.inf, np.inf)]
     edges = np.array([np.inf, -np.inf, np.nan, 0, -0.0, 3e38, -3e38], "f4")
     most = finite[-1:] * np.array([1.01, 1.03, 1.0625, 1.125, 1.25, 1.5, 2, -2, -1.25])
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         x = np.concatenate([every, middle, *near, sizes, edges, most.astype("f4")])
         wanted = packed(x, spec)
     for shape in ((x.size,), (x.size, 1)):
