@@ -102,7 +102,8 @@ def from_e8m0(w: Writer, bits: Value) -> Value:
 
 
 def to_e8m0(w: Writer, value: Value) -> Value:
-    """The nearest power of two, ties to the larger; of 0, negative numbers and NaN: NaN."""
+    """The nearest power of two, ties to the larger; between the least two: the larger. Of 0,
+    negative numbers and NaN: NaN."""
     x = w.let(value)
     rounded = op("i32x4.shr_u", op("i32x4.add", x, i32x4(0x00400000)), 23)
     code = w.let(pick(op("i32x4.le_s", x, i32x4(0x00400000)), i32x4(0), rounded))
