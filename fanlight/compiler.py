@@ -21,7 +21,7 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
 from fanlight.kernels.lower import Lowered, buffer_bytes, lower
 from fanlight.kernels.memory import assign
 from fanlight.kernels.schedule import by_depth
-from fanlight.kernels.target import Context, NotYet, Operand, Part, Target
+from fanlight.kernels.target import Context, NotYet, Operand, Part, Target, runs
 from fanlight.passes import pipeline
 from fanlight.plan import (
     Buffer,
@@ -93,7 +93,7 @@ class _Compilation:
 
     def run(self) -> Plan:
         self._check(self.module, "build")
-        self.module = pipeline.run(self.module, self._has, self._check)
+        self.module = pipeline.run(self.module, self._has, self._check, self._runs)
         self._declare_dims()
         self._declare_states()
         self._place_weights()
@@ -107,6 +107,9 @@ class _Compilation:
 
     def _has(self, op: str) -> bool:
         return not isinstance(self.target.rules[op], NotYet)
+
+    def _runs(self, node: Node) -> bool:
+        return runs(self.target.rules, node)
 
     def _check(self, module: Module, stage: str) -> None:
         if self.options.verify:

@@ -70,7 +70,8 @@ def packed(values: Array, dtype: DType) -> Array:
         values = values.astype(ml_dtypes.float4_e2m1fn).view("u1")
     low = np.zeros((-(-values.size // dtype.block), dtype.block), "i8")
     low.reshape(-1)[: values.size] = values.reshape(-1).astype("i8") & ((1 << bits) - 1)
-    return np.bitwise_or.reduce(low << np.arange(0, 8, bits), 1).astype("u1")
+    data: Array = np.bitwise_or.reduce(low << np.arange(0, 8, bits), 1).astype("u1")
+    return data
 
 
 def neutral(kind: str, scalar: str) -> Any:
