@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -210,6 +211,8 @@ class _Compilation:
         assert not isinstance(storage, NotYet)
         rows = source.shape[0] if source.shape else 1
         row_units = max(1, int(str(product(source.shape[1:])))) // source.dtype.block
+        if source.dtype.kind != "block" and source.dtype.block > 1:  # rows may end within a byte
+            rows, row_units = 1, -(-math.prod(source.shape) // source.dtype.block)
         widest = max(plane.unit_bytes for plane in storage.planes) * row_units
         limit = max(1, self.options.max_binding // widest) if widest else rows
         if self.options.target == "wasm":
