@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fanlight import InferenceSession
+from fanlight import InferenceSession, sync
 from fanlight.errors import InputError, StoreError, UnsupportedError
 from fanlight.runtime.gpu import GpuSession
 from tests.inference import onnx_models
@@ -74,6 +74,15 @@ def test_bytes_and_external_data(model: Path, tmp_path: Path) -> None:
         asyncio.run(InferenceSession.create(path.read_bytes()))
     with pytest.raises(StoreError, match="can't open"):
         asyncio.run(InferenceSession.create(tmp_path / "none.onnx"))
+
+
+def test_the_blocking_twin(model: Path) -> None:
+    given = onnx_models.feeds(2, 4)
+    session = sync.InferenceSession.create(model, execution_providers=["wasm"])
+    got = session.run(given, ["hidden"])
+    session.dispose()
+    wanted = onnx_models.reference(model, given)
+    np.testing.assert_allclose(np.asarray(got["hidden"]), wanted["hidden"], atol=2e-6, rtol=1e-5)
 
 
 def test_overrides(model: Path) -> None:
