@@ -13,7 +13,7 @@ import pytest
 
 from fanlight import InferenceSession, sync
 from fanlight.errors import InputError, StoreError, UnsupportedError
-from fanlight.runtime.gpu import GpuSession
+from fanlight.runtime.gpu_parts import GpuParts
 from tests.inference import onnx_models
 
 PROVIDERS = pytest.mark.parametrize("provider", ["webgpu", "wasm"])
@@ -51,13 +51,13 @@ def check(session_of: Any, path: Path, **options: Any) -> list[InferenceSession]
 def test_changing_dims(model: Path, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As onnxruntime; on webgpu each kernel is compiled once, while loading."""
     made: list[str] = []
-    compile_ = GpuSession._make_pipeline
+    compile_ = GpuParts.make_pipeline
 
-    def counted(session: GpuSession, kernel: Any) -> Any:
+    def counted(parts: GpuParts, kernel: Any) -> None:
         made.append(kernel.name)
-        return compile_(session, kernel)
+        compile_(parts, kernel)
 
-    monkeypatch.setattr(GpuSession, "_make_pipeline", counted)
+    monkeypatch.setattr(GpuParts, "make_pipeline", counted)
     (session,) = check(model, model, execution_providers=[provider])
     assert len(made) == len(set(made)) == (len(session._plan.kernels) if made else 0)
     assert bool(made) == (provider == "webgpu")

@@ -89,14 +89,14 @@ def test_memory_that_can_not_be_had_leaves_the_session_usable(
     async def work(session: Session) -> None:
         assert isinstance(session, gpu.GpuSession)
         await session.run(small.program, small.feeds, small.dims)
-        made = session._make_buffer
+        made = session._parts.make_buffer
 
         def fail(name: str, size: int) -> object:
             if name == "v" and size > 100:
                 raise RuntimeError("out of memory")
             return made(name, size)
 
-        monkeypatch.setattr(session, "_make_buffer", fail)
+        monkeypatch.setattr(session._parts, "make_buffer", fail)
         with pytest.raises(DeviceError, match="could not hold"):
             await session.run(large.program, large.feeds, large.dims)
         monkeypatch.undo()
