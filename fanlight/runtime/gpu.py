@@ -112,6 +112,7 @@ class GpuSession:
         self._values = {d.dim.name: 0 if d.free else d.dim.max for d in host}  # in the plan's order
         self._sizes = BufferSizes(plan, {})
         self._arguments = Arguments(plan, self._sizes)
+        self._most_groups = int(device.limits["max-compute-workgroups-per-dimension"])
         self._parts = GpuParts(plan, device, self._sizes)
         self._stale = True  # the uniform holds other values
         self._encoder: Any = None
@@ -291,6 +292,14 @@ class GpuSession:
         x, y, z = (self._size(g) for g in step.grid)
         if min(x, y, z) <= 0:
             return
+        if max(x, y, z) > self._most_groups:
+            raise PlanError(
+                "more workgroups than this device has on an axis",
+                where=f"kernel {self.plan.kernels[step.kernel].name}",
+                got=f"{x} × {y} × {z}",
+                wanted=f"at most {self._most_groups}",
+                hint="Run with smaller inputs.",
+            )
         prepared = self._parts.prepared[id(step)]
         if self._pass is None:
             self._pass = self._commands().begin_compute_pass()

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from fanlight.errors import DeviceError, PlanError
-from fanlight.plan import Plan
+from fanlight.plan import Dispatch, Plan
 from fanlight.runtime import gpu, wasm
 from fanlight.runtime.session import Session
 from tests import torture_free
@@ -106,6 +106,25 @@ def test_memory_that_can_not_be_had_leaves_the_session_usable(
             assert await session.read("v") == case.expected[number]["v"]
 
     use("webgpu", case.plan, work)
+
+
+def test_a_grid_that_is_too_large_is_refused() -> None:
+    """And the session goes on."""
+    case = torture_free.build("webgpu")
+    steps = tuple(
+        replace(s, grid=(torture_free.M, 1, 1)) if isinstance(s, Dispatch) and s.kernel < 2 else s
+        for s in case.plan.programs["main"]
+    )
+    plan = replace(case.plan, programs={"load": (), "main": steps})
+
+    async def work(session: Session) -> None:
+        small, large = case.runs[0], case.runs[1]
+        with pytest.raises(PlanError, match=r"kernel square: more workgroups .*70000 × 1 × 1"):
+            await session.run(large.program, large.feeds, large.dims)
+        await session.run(small.program, small.feeds, small.dims)
+        assert await session.read("v") == case.expected[0]["v"]
+
+    use("webgpu", plan, work)
 
 
 @TARGETS
