@@ -145,7 +145,11 @@ class InferenceSession:
         wanted = self._fetches(fetches)
         tensors = {name: self._tensor(name, value) for name, value in feeds.items()}
         dims = self._signature.dims(tensors)
-        used = {n: bytes(t.data) for n, t in tensors.items() if n in self._buffers}
+        used = {
+            info.buffer: bytes(tensors[info.name].data)
+            for info in self.inputs
+            if info.buffer in self._buffers
+        }
         async with self._turn:
             if self._disposed:
                 raise AbortedError("the session was disposed")
@@ -177,9 +181,9 @@ class InferenceSession:
 
     def _info(self, info: TensorInfo) -> dict[str, Any]:
         sizes = [shapes.to_json(size) for size in info.sizes]
-        used = info.name in self._buffers
         row = {"name": info.name, "type": info.dtype, "shape": list(info.shape)}
-        return {**row, "sizes": sizes, "used": used}
+        buffer = info.buffer if info.buffer in self._buffers else None
+        return {**row, "sizes": sizes, "buffer": buffer}
 
     async def dispose(self) -> None:
         """Gives all memory back, after the run in progress. The session can't be used any more."""
@@ -215,7 +219,7 @@ class InferenceSession:
     async def _read(self, info: TensorInfo, dims: Mapping[str, int]) -> Tensor:
         shape = tuple(shapes.evaluate(size, dims) for size in info.sizes)
         size = nbytes(dtype_of(info.dtype), shape)
-        data = await self._session.read(info.name, 0, -(-size // 4) * 4) if size else b""
+        data = await self._session.read(info.buffer, 0, -(-size // 4) * 4) if size else b""
         return Tensor(memoryview(data)[:size], info.dtype, shape)
 
 

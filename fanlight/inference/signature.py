@@ -1,7 +1,8 @@
 """What a model takes and gives: names, element types, shapes with symbols.
 
-In: a plan's metadata (``inputs``, ``outputs``: lists of ``{name, dtype, shape}``, sizes in the
-plan's JSON form, in the model's own order). Out: dims from tensors, and tensors' shapes from dims.
+In: a plan's metadata (``inputs``, ``outputs``: lists of ``{name, dtype, shape, buffer?}``, sizes in
+the plan's JSON form, in the model's own order; ``buffer``: the plan's name, where it is another
+than the model's). Out: dims from tensors, and tensors' shapes from dims.
 The JavaScript twin is ``web/signature.js``.
 """
 
@@ -26,6 +27,7 @@ class TensorInfo:
     name: str
     dtype: str
     sizes: tuple[Size, ...]
+    buffer: str
 
     @property
     def shape(self) -> tuple[int | str, ...]:
@@ -106,4 +108,5 @@ def signature_of(plan: Plan) -> Signature:
 
 def _info(value: Mapping[str, Any], dims: Mapping[str, Dim]) -> TensorInfo:
     sizes = tuple(shapes.from_json(s, dims) for s in value["shape"])
-    return TensorInfo(str(value["name"]), name_of(value["dtype"]), sizes)
+    name = str(value["name"])
+    return TensorInfo(name, name_of(value["dtype"]), sizes, str(value.get("buffer", name)))

@@ -13,7 +13,6 @@ import struct
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from fanlight import shapes
@@ -25,13 +24,11 @@ from fanlight.plan import (
     Call,
     Copy,
     Dispatch,
-    Kernel,
     Loop,
     Plan,
     Read,
     Step,
     Weight,
-    steps_of,
 )
 from fanlight.runtime.arguments import Arguments
 from fanlight.runtime.chunks import total_bytes, weight_chunks
@@ -46,11 +43,11 @@ from fanlight.runtime.gpu_device import (
     own_names,
     probe,
 )
+from fanlight.runtime.gpu_parts import GpuParts
 from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
-from fanlight.runtime.sizes import BufferSizes, grown
+from fanlight.runtime.sizes import BufferSizes
 from fanlight.shapes import Size
 
-_ENABLES = {"shader-f16": "enable f16;\n"}  # naga rejects ``enable subgroups;``
 _IN_FLIGHT = 2
 _WINDOW = 8 << 20  # bytes written to the queue before the earlier ones must have been taken
 _CHUNK = 4 << 20
@@ -103,12 +100,6 @@ def _silent(progress: Progress) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    pipeline: int
-    group: Any
-
-
 class GpuSession:
     """See ``runtime/session.py``. Made by :func:`load`."""
 
@@ -117,18 +108,13 @@ class GpuSession:
         self._queue = device.queue
         self._flags = import_wgpu().BufferUsage
         self.info = SessionInfo("webgpu", adapter, plan.resident_bytes())
-        self._host = [d.dim for d in plan.dims if d.dim.kind == "host"]
         host = [d for d in plan.dims if d.dim.kind == "host"]
-        self._values = {d.dim.name: 0 if d.free else d.dim.max for d in host}
+        self._values = {d.dim.name: 0 if d.free else d.dim.max for d in host}  # in the plan's order
         self._sizes = BufferSizes(plan, {})
         self._arguments = Arguments(plan, self._sizes)
-        self._buffers: dict[str, Any] = {}
-        self._uniform: Any = None
+        self._most_groups = int(device.limits["max-compute-workgroups-per-dimension"])
+        self._parts = GpuParts(plan, device, self._sizes)
         self._stale = True  # the uniform holds other values
-        self._pipelines: list[Any] = []
-        self._layouts: list[Any] = []  # of their bindings
-        self._groups: dict[tuple[int, tuple[str, ...]], Any] = {}  # by kernel and buffers
-        self._prepared: dict[int, _Prepared] = {}  # by id of the step
         self._encoder: Any = None
         self._pass: Any = None
         self._set = -1  # pipeline that is set in the pass
@@ -142,126 +128,20 @@ class GpuSession:
     async def load(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
         """For :func:`load` alone: memory, pipelines, bindings, weights, the program ``load``."""
         with device_errors("the GPU could not hold the plan's buffers"):
-            self._allocate()
+            self._parts.allocate()
         started = time.perf_counter()
-        self._layouts = [self._make_pipeline(k) for k in self.plan.kernels]
-        progress(Progress("compile", len(self._layouts), len(self._layouts)))
+        for kernel in self.plan.kernels:
+            self._parts.make_pipeline(kernel)
+        progress(Progress("compile", len(self.plan.kernels), len(self.plan.kernels)))
         self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
         with device_errors("the plan's bindings were refused"):
-            self._prepare()
+            self._parts.prepare()
         started = time.perf_counter()
         with device_errors("the weights could not be written"):
             await self._upload(files, progress)
         self.info.upload_ms = (time.perf_counter() - started) * 1e3
         if "load" in self.plan.programs:
             await self.run("load")
-
-    def _allocate(self) -> None:
-        u = self._flags
-        for name, size in self._sizes.bytes.items():
-            self._check_size(name, size, "Compile for this device.")
-            self._buffers[name] = self._make_buffer(name, size)
-        size = max(16, -(-len(self._host) // 4) * 16)
-        self._uniform = self._device.create_buffer(
-            label="dims", size=size, usage=u.UNIFORM | u.COPY_DST | u.COPY_SRC
-        )
-
-    def _check_size(self, name: str, size: int, hint: str) -> None:
-        most = self._device.limits["max-storage-buffer-binding-size"]
-        if size > most:
-            raise PlanError(
-                "a buffer is larger than this device binds",
-                where=f"buffer {name}",
-                got=size,
-                wanted=f"at most {most}",
-                hint=hint,
-            )
-
-    def _make_buffer(self, name: str, size: int) -> Any:
-        u = self._flags
-        usage = u.STORAGE | u.COPY_SRC | u.COPY_DST
-        whole = max(16, -(-size // 4) * 4)
-        return self._device.create_buffer(label=name, size=whole, usage=usage)
-
-    def _grow(self) -> None:
-        """More memory for the buffers of free size that need it now; their bytes are lost. What
-        fails leaves them without memory, and the session as usable as before."""
-        bytes_of, most = self._sizes.bytes, self._device.limits["max-storage-buffer-binding-size"]
-        small = [b.name for b in self._sizes.free if bytes_of[b.name] > self._buffers[b.name].size]
-        for name in small:
-            self._check_size(name, bytes_of[name], "Run with smaller inputs.")
-        if not small:
-            return
-        old = {name: self._buffers.pop(name) for name in small}
-        for buffer in old.values():
-            buffer.destroy()
-        try:
-            with device_errors("the GPU could not hold the buffers of these inputs"):
-                for name in small:
-                    have = 0 if old[name].size == 16 else old[name].size
-                    self._buffers[name] = self._make_buffer(
-                        name, grown(have, bytes_of[name], most - most % 4)
-                    )
-        finally:
-            for name in small:
-                if name not in self._buffers:
-                    self._buffers[name] = self._make_buffer(name, 0)
-            self._prepare(frozenset(small))
-        self.info.growths += 1
-        self.info.resident_bytes = sum(b.size for b in self._buffers.values())
-
-    def _make_pipeline(self, kernel: Kernel) -> Any:
-        """Makes the pipeline of ``kernel`` and returns the layout of its bindings."""
-        code = "".join(_ENABLES.get(f, "") for f in kernel.features) + kernel.code
-        types = ["read-only-storage" if a == "read" else "storage" for a in kernel.access]
-        types += ["uniform"] if kernel.dims else []
-        wgpu = import_wgpu()
-        try:
-            layout = self._device.create_bind_group_layout(
-                entries=[
-                    {"binding": i, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": t}}
-                    for i, t in enumerate(types)
-                ]
-            )
-            module = self._device.create_shader_module(label=kernel.name, code=code)
-            pipeline = self._device.create_compute_pipeline(
-                label=kernel.name,
-                layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),
-                compute={"module": module, "entry_point": "main"},
-            )
-        except (wgpu.GPUError, RuntimeError) as error:
-            raise PlanError(
-                "the kernel does not compile",
-                where=f"kernel {kernel.name}",
-                got=str(error).strip(),
-            ) from error
-        self._pipelines.append(pipeline)
-        return layout
-
-    def _prepare(self, changed: frozenset[str] = frozenset()) -> None:
-        """Bind groups of all dispatches, equal ones once: those that are not there yet or have a
-        buffer among ``changed``."""
-        if changed:
-            kept = {key: g for key, g in self._groups.items() if changed.isdisjoint(key[1])}
-            self._groups = kept
-        groups = self._groups
-        lists = [*self.plan.programs.values(), *(w.steps for w in self.plan.weights)]
-        for step in (s for steps in lists for s in steps_of(steps)):
-            if not isinstance(step, Dispatch):
-                continue
-            kernel = self.plan.kernels[step.kernel]
-            key = (step.kernel, step.buffers)
-            if key not in groups:
-                resources = [self._buffers[name] for name in step.buffers]
-                resources += [self._uniform] if kernel.dims else []
-                groups[key] = self._device.create_bind_group(
-                    layout=self._layouts[step.kernel],
-                    entries=[
-                        {"binding": i, "resource": {"buffer": b, "offset": 0, "size": b.size}}
-                        for i, b in enumerate(resources)
-                    ],
-                )
-            self._prepared[id(step)] = _Prepared(step.kernel, groups[key])
 
     async def _upload(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
         total, done, unsent = total_bytes(self.plan), 0, 0
@@ -347,13 +227,9 @@ class GpuSession:
             with suppress(DeviceError), device_errors("the device is gone"):
                 await self._room(0)
             fences = [fence for fence, _, _ in self._in_flight]
-            for buffer in (*self._buffers.values(), *self._spare, *fences, self._uniform):
-                if buffer is not None:
-                    buffer.destroy()
-            self._buffers.clear()
-            self._groups.clear()
-            self._prepared.clear()
-            self._pipelines.clear()
+            for buffer in (*self._spare, *fences):
+                buffer.destroy()
+            self._parts.destroy()
             self._device.destroy()
 
     @asynccontextmanager
@@ -377,7 +253,9 @@ class GpuSession:
         try:
             self._sizes.update({**self._values, **dims})
             self._arguments.check_feeds(feeds)
-            self._grow()
+            if self._parts.grow():
+                self.info.growths += 1
+                self.info.resident_bytes = self._parts.resident_bytes()
         except BaseException:
             self._sizes.update(self._values)
             raise
@@ -414,12 +292,20 @@ class GpuSession:
         x, y, z = (self._size(g) for g in step.grid)
         if min(x, y, z) <= 0:
             return
-        prepared = self._prepared[id(step)]
+        if max(x, y, z) > self._most_groups:
+            raise PlanError(
+                "more workgroups than this device has on an axis",
+                where=f"kernel {self.plan.kernels[step.kernel].name}",
+                got=f"{x} × {y} × {z}",
+                wanted=f"at most {self._most_groups}",
+                hint="Run with smaller inputs.",
+            )
+        prepared = self._parts.prepared[id(step)]
         if self._pass is None:
             self._pass = self._commands().begin_compute_pass()
             self._set = -1
         if self._set != prepared.pipeline:
-            self._pass.set_pipeline(self._pipelines[prepared.pipeline])
+            self._pass.set_pipeline(self._parts.pipelines[prepared.pipeline])
             self._set = prepared.pipeline
         self._pass.set_bind_group(0, prepared.group)
         self._pass.dispatch_workgroups(x, y, z)
@@ -430,9 +316,9 @@ class GpuSession:
             return
         self._end_pass()
         self._commands().copy_buffer_to_buffer(
-            self._buffers[step.source],
+            self._parts.buffers[step.source],
             self._size(step.source_offset),
-            self._buffers[step.target],
+            self._parts.buffers[step.target],
             self._size(step.target_offset),
             size,
         )
@@ -445,11 +331,11 @@ class GpuSession:
     def _commands(self) -> Any:
         if self._encoder is None:
             if self._stale:
-                values = [self._values[d.name] for d in self._host]
+                values = [*self._values.values()]
                 values += [0] * (-len(values) % 4)
                 if values:
                     self._queue.write_buffer(
-                        self._uniform, 0, struct.pack(f"<{len(values)}I", *values)
+                        self._parts.uniform, 0, struct.pack(f"<{len(values)}I", *values)
                     )
                 self._stale = False
             self._encoder = self._device.create_command_encoder()
@@ -473,7 +359,7 @@ class GpuSession:
         if self._encoder is not None:
             fence = self._spare_of(4)
             self._end_pass()
-            self._encoder.copy_buffer_to_buffer(self._uniform, 0, fence, 0, 4)
+            self._encoder.copy_buffer_to_buffer(self._parts.uniform, 0, fence, 0, 4)
             self._finish()
             self._in_flight.append((fence, fence.map_async(import_wgpu().MapMode.READ, 0, 4), 4))
 
@@ -504,7 +390,7 @@ class GpuSession:
         self._submit()
         if len(data) % 4:
             data = bytes(data) + b"\0" * (-len(data) % 4)
-        self._queue.write_buffer(self._buffers[name], offset, data)
+        self._queue.write_buffer(self._parts.buffers[name], offset, data)
 
     def _start_read(self, name: str, offset: int, length: int | None) -> tuple[Any, Any, int]:
         """Submits what is encoded and a copy of the bytes. Returns buffer, promise and length."""
@@ -512,7 +398,7 @@ class GpuSession:
         size = max(4, -(-wanted // 4) * 4)
         back = self._spare_of(size)
         self._end_pass()
-        self._commands().copy_buffer_to_buffer(self._buffers[name], offset, back, 0, size)
+        self._commands().copy_buffer_to_buffer(self._parts.buffers[name], offset, back, 0, size)
         self._finish()
         return back, back.map_async(import_wgpu().MapMode.READ, 0, size), wanted
 

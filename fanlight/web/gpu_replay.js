@@ -4,6 +4,7 @@
 // them).
 
 import { BufferSizes } from './buffer_sizes.js';
+import { PlanError } from './errors.js';
 import { boundBytes } from './gpu_memory.js';
 import { COMPARISONS, RESERVED_DIMS, stepsOf } from './plan.js';
 import { checkDims, checkRange } from './session.js';
@@ -110,6 +111,15 @@ export class Replay {
     const y = this.#size(step.grid[1]);
     const z = this.#size(step.grid[2]);
     if (x <= 0 || y <= 0 || z <= 0) return;
+    const most = this.device.limits.maxComputeWorkgroupsPerDimension;
+    if (Math.max(x, y, z) > most) {
+      throw new PlanError('more workgroups than this device has on an axis', {
+        where: `kernel ${this.plan.kernels[step.kernel].name}`,
+        got: `${x} × ${y} × ${z}`,
+        wanted: `at most ${most}`,
+        hint: 'Run with smaller inputs.',
+      });
+    }
     const { pipeline, bindGroup } = /** @type {Prepared} */ (this.prepared.get(step));
     if (!this.#pass) {
       this.#pass = this.#commands().beginComputePass();

@@ -111,9 +111,9 @@ export class InferenceSession {
       const most = new Map(Object.entries(maxima));
       let dims = dimsOfFeeds(inputs, most, tensors);
       throwIfAborted(signal);
-      const used = inputs.filter((info) => info.used).map(({ name }) => {
+      const used = inputs.filter(({ buffer }) => buffer !== null).map(({ name, buffer }) => {
         const { data } = /** @type {Tensor} */ (tensors.get(name));
-        return [name, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
+        return [buffer, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
       });
       await executor.request('run', {
         session: handle, program: 'main', feeds: Object.fromEntries(used),
@@ -167,7 +167,7 @@ export class InferenceSession {
   }
 
   /** @param {Described} info @param {Tensor | null} target @param {Map<string, number>} dims @returns {Promise<Tensor>} */
-  async #read({ name, type, sizes }, target, dims) {
+  async #read({ name, type, sizes, buffer }, target, dims) {
     const shape = sizes.map((size) => evaluate(size, dims, new Map()));
     const length = byteLength(type, shape);
     const where = `output ${name}`;
@@ -179,7 +179,7 @@ export class InferenceSession {
     /** @type {Uint8Array<ArrayBuffer>} */
     const bytes = length
       ? await this.#workers.executor.request('readBuffer', {
-        session: this.#loaded.handle, buffer: name, offset: 0, length: Math.ceil(length / 4) * 4,
+        session: this.#loaded.handle, buffer, offset: 0, length: Math.ceil(length / 4) * 4,
       })
       : new Uint8Array();
     const { array } = /** @type {{array: import('./tensor.js').TypedArrayClass}} */ (TYPES.get(type));
@@ -187,8 +187,7 @@ export class InferenceSession {
       const each = array === Uint8Array ? 1 : length / Math.max(1, shape.reduce((n, d) => n * d, 1));
       return new Tensor(type, new array(bytes.buffer, bytes.byteOffset, length ? length / each : 0), shape);
     }
-    const { buffer, byteOffset } = target.data;
-    new Uint8Array(buffer, byteOffset, length).set(bytes.subarray(0, length));
+    new Uint8Array(target.data.buffer, target.data.byteOffset, length).set(bytes.subarray(0, length));
     return new Tensor(type, target.data, shape);
   }
 }

@@ -12,7 +12,7 @@ import { evaluate } from './sizes.js';
  * @property {string} type element type, e.g. `float32`
  * @property {(number | string)[]} shape numbers, symbols such as `batch`, and formulas of symbols
  */
-/** @typedef {TensorInfo & {sizes: Size[], used: boolean}} Described `used`: the plan has a buffer for it */
+/** @typedef {TensorInfo & {sizes: Size[], buffer: string | null}} Described `buffer`: the plan's, if it has one */
 
 /**
  * Each symbol's size, from the tensors of all inputs. Throws InputError, naming the input, for one of

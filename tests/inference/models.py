@@ -16,6 +16,7 @@ from fanlight.shapes import Dim
 Array = NDArray[Any]
 BATCH, SEQ = Dim("batch", "host", 1 << 20), Dim("seq", "host", 1 << 20)
 K, N = 8, 6
+NAMES = {"out.0": "y"}  # the model's names of outputs that the plan calls otherwise
 
 
 def module() -> Module:
@@ -29,7 +30,7 @@ def module() -> Module:
     shift = ops.apply("expand", bias, shape=(BATCH, SEQ, N))
     y = ops.apply("add", ops.apply("tanh", product), shift)
     outputs = {
-        "y": y,
+        "out.0": y,
         "best": ops.apply("argmax", y),
         "sums": ops.apply("reduce_sum", y, axes=(1,), keep=False),
         "flat": ops.apply("reshape", y, shape=(BATCH * SEQ, N)),
@@ -42,7 +43,10 @@ def module() -> Module:
         free={"batch": None, "seq": None},
         metadata={
             "inputs": [_describe(node.name, node) for node in inputs],
-            "outputs": [_describe(name, node) for name, node in outputs.items()],
+            "outputs": [
+                {**_describe(NAMES.get(name, name), node), "buffer": name}
+                for name, node in outputs.items()
+            ],
             "model": {"producer": "a test"},
         },
     )

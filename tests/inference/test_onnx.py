@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fanlight import InferenceSession
+from fanlight import InferenceSession, sync
 from fanlight.errors import InputError, StoreError, UnsupportedError
-from fanlight.runtime.gpu import GpuSession
+from fanlight.runtime.gpu_parts import GpuParts
 from tests.inference import onnx_models
 
 PROVIDERS = pytest.mark.parametrize("provider", ["webgpu", "wasm"])
@@ -51,13 +51,13 @@ def check(session_of: Any, path: Path, **options: Any) -> list[InferenceSession]
 def test_changing_dims(model: Path, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As onnxruntime; on webgpu each kernel is compiled once, while loading."""
     made: list[str] = []
-    compile_ = GpuSession._make_pipeline
+    compile_ = GpuParts.make_pipeline
 
-    def counted(session: GpuSession, kernel: Any) -> Any:
+    def counted(parts: GpuParts, kernel: Any) -> None:
         made.append(kernel.name)
-        return compile_(session, kernel)
+        compile_(parts, kernel)
 
-    monkeypatch.setattr(GpuSession, "_make_pipeline", counted)
+    monkeypatch.setattr(GpuParts, "make_pipeline", counted)
     (session,) = check(model, model, execution_providers=[provider])
     assert len(made) == len(set(made)) == (len(session._plan.kernels) if made else 0)
     assert bool(made) == (provider == "webgpu")
@@ -74,6 +74,15 @@ def test_bytes_and_external_data(model: Path, tmp_path: Path) -> None:
         asyncio.run(InferenceSession.create(path.read_bytes()))
     with pytest.raises(StoreError, match="can't open"):
         asyncio.run(InferenceSession.create(tmp_path / "none.onnx"))
+
+
+def test_the_blocking_twin(model: Path) -> None:
+    given = onnx_models.feeds(2, 4)
+    session = sync.InferenceSession.create(model, execution_providers=["wasm"])
+    got = session.run(given, ["hidden"])
+    session.dispose()
+    wanted = onnx_models.reference(model, given)
+    np.testing.assert_allclose(np.asarray(got["hidden"]), wanted["hidden"], atol=2e-6, rtol=1e-5)
 
 
 def test_overrides(model: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import fanlight
 from fanlight.errors import AbortedError, InputError
 from fanlight.inference.session import InferenceSession, check_options
-from fanlight.runtime.gpu import GpuSession
+from fanlight.runtime.gpu_parts import GpuParts
 from tests.inference import models
 
 PROVIDERS = pytest.mark.parametrize("provider", ["webgpu", "wasm"])
@@ -149,10 +149,10 @@ def test_dispose_gives_every_buffer_back(monkeypatch: pytest.MonkeyPatch) -> Non
     """Buffers made and destroyed on wgpu are the same, growth included."""
     made: list[Any] = []
     gone: list[Any] = []
-    allocate = GpuSession._allocate
+    allocate = GpuParts.allocate
 
-    def watch(session: GpuSession) -> None:
-        device = session._device
+    def watch(parts: GpuParts) -> None:
+        device = parts._device
         create = device.create_buffer
 
         def create_buffer(**options: Any) -> Any:
@@ -168,9 +168,9 @@ def test_dispose_gives_every_buffer_back(monkeypatch: pytest.MonkeyPatch) -> Non
             return buffer
 
         device.create_buffer = create_buffer
-        allocate(session)
+        allocate(parts)
 
-    monkeypatch.setattr(GpuSession, "_allocate", watch)
+    monkeypatch.setattr(GpuParts, "allocate", watch)
 
     async def work(session: InferenceSession) -> None:
         for batch, seq in SIZES:

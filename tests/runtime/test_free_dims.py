@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from fanlight.errors import DeviceError, PlanError
-from fanlight.plan import Plan
+from fanlight.plan import Dispatch, Plan
 from fanlight.runtime import gpu, wasm
 from fanlight.runtime.session import Session
 from tests import torture_free
@@ -89,14 +89,14 @@ def test_memory_that_can_not_be_had_leaves_the_session_usable(
     async def work(session: Session) -> None:
         assert isinstance(session, gpu.GpuSession)
         await session.run(small.program, small.feeds, small.dims)
-        made = session._make_buffer
+        made = session._parts.make_buffer
 
         def fail(name: str, size: int) -> object:
             if name == "v" and size > 100:
                 raise RuntimeError("out of memory")
             return made(name, size)
 
-        monkeypatch.setattr(session, "_make_buffer", fail)
+        monkeypatch.setattr(session._parts, "make_buffer", fail)
         with pytest.raises(DeviceError, match="could not hold"):
             await session.run(large.program, large.feeds, large.dims)
         monkeypatch.undo()
@@ -106,6 +106,25 @@ def test_memory_that_can_not_be_had_leaves_the_session_usable(
             assert await session.read("v") == case.expected[number]["v"]
 
     use("webgpu", case.plan, work)
+
+
+def test_a_grid_that_is_too_large_is_refused() -> None:
+    """And the session goes on."""
+    case = torture_free.build("webgpu")
+    steps = tuple(
+        replace(s, grid=(torture_free.M, 1, 1)) if isinstance(s, Dispatch) and s.kernel < 2 else s
+        for s in case.plan.programs["main"]
+    )
+    plan = replace(case.plan, programs={"load": (), "main": steps})
+
+    async def work(session: Session) -> None:
+        small, large = case.runs[0], case.runs[1]
+        with pytest.raises(PlanError, match=r"kernel square: more workgroups .*70000 × 1 × 1"):
+            await session.run(large.program, large.feeds, large.dims)
+        await session.run(small.program, small.feeds, small.dims)
+        assert await session.read("v") == case.expected[0]["v"]
+
+    use("webgpu", plan, work)
 
 
 @TARGETS

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from fanlight.plan import encode
+from fanlight.plan import Dispatch, encode
 from tests import torture, torture_free, torture_wasm
 from tests.web.origin import Origin, Served
 
@@ -109,6 +109,30 @@ def check_free(page: Page, case: torture_free.Free, threads: int) -> None:
         assert now["dims"]["found"] == case.found[number]
         if case.plan.target == "webgpu" or number > 0:  # WebAssembly's last page has room
             assert now["grown"] == case.growths[number], f"run {number}"
+
+
+def test_a_grid_that_is_too_large_is_refused(page: Page) -> None:
+    """And the session goes on."""
+    case = torture_free.build("webgpu")
+    first, *others = case.plan.programs["main"]
+    assert isinstance(first, Dispatch)
+    steps = (replace(first, grid=(torture_free.M, 1, 1)), *others)
+    plan = replace(case.plan, programs={"load": (), "main": steps})
+    got = page.evaluate(
+        """async ({ plan, u }) => {
+      const { session } = await executor.request('load', { plan: bytes(plan).buffer, files: {} });
+      const run = (feeds, m) =>
+        executor.request('run', { session, program: 'main', feeds, dims: { m, k: 3 } });
+      const large = await outcome(run({}, 70000));
+      await run({ u: bytes(u) }, 5);
+      const v = hex(await executor.request('readBuffer', { session, buffer: 'v' }));
+      await executor.request('dispose', { session });
+      return { large, v };
+    }""",
+        {"plan": base(encode(plan)), "u": base(case.runs[0].feeds["u"])},
+    )
+    assert "kernel square: more workgroups" in got["large"]["message"]
+    assert got["v"] == case.expected[0]["v"].hex()
 
 
 def test_free_dims_on_webgpu(page: Page) -> None:
