@@ -223,6 +223,23 @@ def _reduce(function: str) -> Meaning:
     return lambda np, a, t: getattr(np, function)(a[0], axis=t["axes"], keepdims=t["keep"])
 
 
+def _extreme(low: bool) -> Meaning:
+    """Of no elements: what every element would replace."""
+
+    def meaning(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+        x = args[0]
+        if x.dtype.kind == "f":
+            start = -np.inf if low else np.inf
+        elif x.dtype.kind == "b":
+            start = not low
+        else:
+            start = np.iinfo(x.dtype).min if low else np.iinfo(x.dtype).max
+        function = np.max if low else np.min
+        return function(x, axis=attrs["axes"], keepdims=attrs["keep"], initial=start)
+
+    return meaning
+
+
 def _rms_norm(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
     x, w = args
     mean = (x.astype("f8") ** 2).mean(-1, keepdims=True)
@@ -318,8 +335,8 @@ MEANINGS: dict[str, Meaning] = {
     "update": _update,
     "reduce_sum": _reduce("sum"),
     "reduce_prod": _reduce("prod"),
-    "reduce_max": _reduce("max"),
-    "reduce_min": _reduce("min"),
+    "reduce_max": _extreme(low=True),
+    "reduce_min": _extreme(low=False),
     "argmax": lambda np, a, t: np.argmax(a[0], axis=-1),
     "matmul": lambda np, a, t: a[0] @ a[1].T,
     "dot": lambda np, a, t: np.matmul(a[0], a[1]),

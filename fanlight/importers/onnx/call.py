@@ -140,14 +140,20 @@ class Call:
         return None if node is None else self.importer.folder.values(node)
 
     def sizes(self, number: int, what: str) -> list[Size]:
+        """The elements of an input that must be known, as sizes. Raises UnsupportedError."""
+        found = self.numbers(number, what)
+        return [int(v) if isinstance(v, float) and v == int(v) else v for v in found]
+
+    def numbers(self, number: int, what: str) -> Values:
         """The elements of an input that must be known. Raises UnsupportedError."""
         found = self.known(number)
         if found is None:
+            self.importer.ask_for(self[number])
             self.fail(
                 f"{what} depend on the run",
                 hint="Give sizes as free_dimension_overrides, if they follow from some.",
             )
-        return list(found)
+        return found
 
     def ints(self, number: int, what: str) -> list[int]:
         """As :meth:`sizes`, plain numbers only."""

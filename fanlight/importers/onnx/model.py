@@ -8,7 +8,8 @@ collected, so that one error names all of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fanlight import shapes
@@ -19,8 +20,8 @@ from fanlight.importers.onnx import operators  # noqa: F401  fills the table
 from fanlight.importers.onnx.call import Call, Scope
 from fanlight.importers.onnx.registry import OPERATORS, find
 from fanlight.ir import build, ops
-from fanlight.ir.fold import Folder
-from fanlight.ir.graph import Graph, Module, Node, Shape, WeightSource
+from fanlight.ir.fold import MAX_ELEMENTS, Folder
+from fanlight.ir.graph import LEAVES, Graph, Module, Node, Shape, WeightSource, topological
 from fanlight.ir.ops import apply
 from fanlight.shapes import Dim, Size, dims_of
 
@@ -29,6 +30,26 @@ SMALL = 4096  # bytes: smaller tensors are constants, whose values are known whi
 MAX_DIM = 1 << 20
 MAX_NODES = 200_000  # after unrolling and inlining
 _DEPTH = 64  # of functions and subgraphs inside each other
+
+
+class ValuesNeededError(UnsupportedError):
+    """Sizes or axes of the model are values of these inputs: it can be imported for known ones."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = tuple(sorted(names))
+        super().__init__(
+            "sizes or axes come from the values of inputs",
+            got=", ".join(self.names),
+            hint="Import it for known values of these.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value of an input: its shape and little-endian elements."""
+
+    shape: tuple[int, ...]
+    data: bytes
 
 
 class _UnifyError(Exception):
@@ -42,10 +63,13 @@ async def import_model(
     read: Read,
     overrides: Mapping[str, int] | None = None,
     max_dim: int = MAX_DIM,
+    values: Mapping[str, Value] | None = None,
 ) -> Module:
     """The module of ``model``. ``read(file, offset, length)``: bytes of its files, of which only
     those of small tensors are asked for, and of such as are kept in varints. ``overrides``: sizes
-    of free dims by their names. ``max_dim``: no free dim can be larger.
+    of free dims by their names. ``max_dim``: no free dim can be larger. ``values``: of inputs that
+    sizes are made of, which the module then doesn't take any more; ValuesNeededError names those
+    that are missing.
 
     The module's metadata describe inputs and outputs: name, dtype, shape. Raises UnsupportedError,
     naming all that this version can't run; FormatError where the model breaks ONNX's rules.
@@ -53,7 +77,7 @@ async def import_model(
     data = await _small_tensors(model, read)
     known: dict[str, Size] = dict(overrides or {})
     for _ in range(100):
-        importer = Importer(model, data, known, max_dim)
+        importer = Importer(model, data, known, max_dim, values or {})
         try:
             return importer.run()
         except _UnifyError as found:
@@ -90,8 +114,14 @@ class Importer:
     """One attempt. ``known``: names of free dims → what they are."""
 
     def __init__(
-        self, model: onnx.Model, data: Mapping[int, bytes], known: Mapping[str, Size], max_dim: int
+        self,
+        model: onnx.Model,
+        data: Mapping[int, bytes],
+        known: Mapping[str, Size],
+        max_dim: int,
+        values: Mapping[str, Value],
     ) -> None:
+        self.values = values
         self.model, self.data, self.known, self.max_dim = model, data, known, max_dim
         self.folder = Folder()
         self.module = Module()
@@ -112,7 +142,8 @@ class Importer:
         for info in inputs:
             node = self._input(info)
             scope.values[info.name] = node
-            described.append(self._described(info.name, node))
+            if node.op == "input":
+                described.append(self._described(info.name, node))
         self._walk(graph.nodes, scope)
         self._report()
         outputs = {info.name: self._value(info.name, scope) for info in graph.outputs}
@@ -163,6 +194,10 @@ class Importer:
             raise UnsupportedError(
                 "an input of unknown rank", where=where, hint="Give its shape in the model."
             )
+        value = self.values.get(info.name)
+        if value is not None:
+            dtype = type_.dtype.dtype
+            return apply("constant", dtype=dtype, shape=value.shape, data=value.data)
         shape: list[Size] = []
         for axis, size in enumerate(type_.shape):
             if isinstance(size, int):
@@ -240,6 +275,8 @@ class Importer:
         call = Call(self, node, opset, inputs, attributes, scope)
         try:
             made = row.function(call)
+        except ValuesNeededError:
+            raise
         except UnsupportedError as error:
             self._miss(str(error).removeprefix(f"{call.where}: "), node)
             return
@@ -326,6 +363,14 @@ class Importer:
             raise FormatError("no node makes an output", got=name[:100])
         return scope.values[name]
 
+    def ask_for(self, node: Node) -> None:
+        """Raises ValuesNeededError where ``node`` would be known if inputs were."""
+        leaves = [x for x in topological([node]) if x.op in LEAVES]
+        inputs = [x for x in leaves if x.op == "input"]
+        small = all(_small(x.shape) for x in inputs)
+        if inputs and small and all(x.op in ("input", "constant") for x in leaves):
+            raise ValuesNeededError({x.name for x in inputs})
+
     # --- what can't be imported
 
     def _miss(self, what: str, node: onnx.Node) -> None:
@@ -380,6 +425,10 @@ class Importer:
             if solved is not None:
                 raise _UnifyError(dim.name, solved)
         raise FormatError("sizes differ", where=where, got=f"{a} and {b}")
+
+
+def _small(shape: Shape) -> bool:
+    return len(shape) < 2 and all(not isinstance(s, int) or s <= MAX_ELEMENTS for s in shape)
 
 
 def _solved(rest: Size, dim: Dim) -> Size | None:

@@ -290,9 +290,11 @@ def _pow(call: Call) -> Node:
     call.broadcast(x, y)
     if x.dtype.kind == "float":
         return cast(do("pow", cast(x, wide), cast(y, wide)), x.dtype)
-    if y.dtype.kind == "float":
-        return cast(do("pow", cast(x, wide), cast(y, wide)), x.dtype)
-    return _integer_pow(x, cast(y, x.dtype))
+    if y.dtype.kind != "float":
+        return _integer_pow(x, cast(y, x.dtype))
+    whole = do("and", do("eq", y, apply("floor", y)), do("ge", y, 0.0))
+    exact = _integer_pow(x, cast(y, x.dtype))
+    return build.where(whole, exact, cast(do("pow", cast(x, wide), cast(y, wide)), x.dtype))
 
 
 def _integer_pow(x: Node, y: Node) -> Node:
@@ -392,6 +394,8 @@ def convert(x: Node, to: DType, saturate: bool = True) -> Node:
             inside = do("max", do("min", wide, limit), -limit)
             wide = build.where(apply("isnan", wide), wide, inside)
         return apply("cast", wide, to=to)
+    if x.dtype.kind == "float" and to.kind == "uint":  # negative numbers wrap around
+        x = apply("cast", x, to=dtypes.i32 if to.bytes < 4 else dtypes.i64)
     return apply("cast", x, to=to)
 
 
@@ -413,8 +417,9 @@ def _cast_like(call: Call) -> Node:
 
 @op("Dropout", 7, attrs="ratio seed")
 def _dropout(call: Call) -> tuple[Node, Node | None]:
-    training = call.known(2)
-    if call.get(2) is not None and (training is None or training[0]):
-        call.fail("Dropout while training")
+    if call.get(2) is not None and call.numbers(2, "whether it trains")[0]:
+        ratio = call.numbers(1, "the ratio")[0] if call.get(1) is not None else 0.5
+        if ratio:
+            call.fail("Dropout while training")
     mask = build.full(True, dtypes.boolean, call[0].shape) if call.wants(1) else None
     return call[0], mask

@@ -271,12 +271,13 @@ def _depth_to_space(call: Call) -> Node:
     return build.reshape(x, (n, depth, h * b, w * b))
 
 
-@op("SpaceToDepth", attrs="blocksize")
+@op("SpaceToDepth", attrs="blocksize mode")
 def _space_to_depth(call: Call) -> Node:
     x, b = call[0], call.attr_int("blocksize")
     n, c, h, w = x.shape
     x = build.reshape(x, (n, c, h // b, b, w // b, b))
-    x = build.permute(x, (0, 3, 5, 1, 2, 4))
+    depth_first = call.attr_string("mode", "DCR") == "DCR"
+    x = build.permute(x, (0, 3, 5, 1, 2, 4) if depth_first else (0, 1, 3, 5, 2, 4))
     return build.reshape(x, (n, c * (b * b), h // b, w // b))
 
 
@@ -309,11 +310,8 @@ def _eye_like(call: Call) -> Node:
 
 @op("Range", 11)
 def _range(call: Call) -> Node:
-    start, limit, step = (call.known(i) for i in range(3))
+    a, b, d = (call.numbers(i, "a range's ends")[0] for i in range(3))
     dtype = call[0].dtype
-    if start is None or limit is None or step is None:
-        call.fail("a range whose length depends on the run")
-    a, b, d = start[0], limit[0], step[0]
     if all(isinstance(v, (int, float)) for v in (a, b, d)):
         count: Size = max(0, math.ceil((b - a) / d))
     else:
