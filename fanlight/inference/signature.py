@@ -14,6 +14,7 @@ from typing import Any
 
 from fanlight import shapes
 from fanlight.errors import InputError, PlanError
+from fanlight.inference.device_tensor import DeviceTensor
 from fanlight.inference.tensor import Tensor, name_of
 from fanlight.plan import Plan
 from fanlight.shapes import Dim, Size
@@ -44,7 +45,7 @@ class Signature:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
-    def dims(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
+    def dims(self, feeds: Mapping[str, Tensor | DeviceTensor]) -> dict[str, int]:
         """Each symbol's size, from the tensors of all inputs. Raises InputError, naming the input,
         for one that is missing or unknown, of another element type, rank or size."""
         known = {info.name for info in self.inputs}

@@ -5,7 +5,7 @@ import { InputError } from './errors.js';
 import { evaluate } from './sizes.js';
 
 /** @typedef {import('./sizes.js').Size} Size */
-/** @typedef {import('./tensor.js').Tensor} Tensor */
+/** @typedef {import('./tensor.js').Tensor | import('./tensor.js').DeviceTensor} Tensor */
 /**
  * @typedef {object} TensorInfo
  * @property {string} name

@@ -7,7 +7,7 @@
 import { BufferSizes, grown } from './buffer_sizes.js';
 import { DeviceError, PlanError, throwIfAborted } from './errors.js';
 import { STAGING, readPlan } from './plan.js';
-import { Turns, checkDims, checkFeeds, checkRange, hostDims, programOf } from './session.js';
+import { Turns, checkDims, checkFeeds, checkRange, hostDims, newName, programOf } from './session.js';
 import { weightBytes, weightChunks } from './weights.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
@@ -77,6 +77,8 @@ export class WasmSession {
   #exports = null;
   /** @type {DeviceError | null} */
   #failure = null;
+  /** @type {Map<string, Uint8Array<ArrayBuffer>>} beside the module's memory */
+  #held = new Map();
 
   /** @param {Plan} plan @param {WasmModule} module @param {number} threads */
   constructor(plan, module, threads) {
@@ -272,7 +274,7 @@ export class WasmSession {
   // --- calls
 
   /** Writes feeds, sets dims, runs to the end. @param {string} program
-   * @param {Record<string, Uint8Array>} [feeds] @param {Record<string, number>} [dims] */
+   * @param {Record<string, import('./session.js').Feed>} [feeds] @param {Record<string, number>} [dims] */
   run(program, feeds = {}, dims = {}) {
     return this.#turns.take(async () => {
       this.#begin(program, feeds, dims);
@@ -288,6 +290,22 @@ export class WasmSession {
    */
   read(name, offset = 0, length) {
     return this.#turns.take(async () => this.#copyOut(name, offset, length));
+  }
+
+  /** Copies the first bytes of a buffer; see session.js.
+   * @param {string} name @param {number} length @returns {Promise<string>} */
+  hold(name, length) {
+    return this.#turns.take(async () => {
+      const held = newName(this.sizes.bytes);
+      this.#held.set(held, this.#copyOut(name, 0, length));
+      this.sizes.bytes.set(held, length);
+      return held;
+    });
+  }
+
+  /** Gives a held buffer back. @param {string} held */
+  async release(held) {
+    if (this.#held.delete(held)) this.sizes.bytes.delete(held);
   }
 
   /** The host dims after all earlier runs. @returns {Promise<Record<string, number>>} */
@@ -327,7 +345,7 @@ export class WasmSession {
 
   /**
    * @param {string} program
-   * @param {Record<string, Uint8Array>} feeds
+   * @param {Record<string, import('./session.js').Feed>} feeds
    * @param {Record<string, number>} dims
    */
   #begin(program, feeds, dims) {
@@ -336,7 +354,7 @@ export class WasmSession {
     const values = this.#values();
     try {
       this.sizes.update(new Map([...values, ...Object.entries(dims)]));
-      checkFeeds(this.plan, feeds, (name) => this.sizes.bytes.get(name) ?? 0);
+      checkFeeds(this.plan, feeds, (name) => this.sizes.bytes.get(name));
       this.#move();
     } catch (error) {
       this.sizes.update(values);
@@ -344,8 +362,10 @@ export class WasmSession {
       throw error;
     }
     for (const [name, value] of Object.entries(dims)) this.#setDim(this.dimsAt.get(name), value);
-    for (const [name, bytes] of Object.entries(feeds))
-      this.bytes.set(bytes, this.places.get(name)?.at);
+    for (const [name, feed] of Object.entries(feeds)) {
+      const bytes = typeof feed === 'string' ? this.#held.get(feed) : feed;
+      this.bytes.set(/** @type {Uint8Array} */ (bytes), this.places.get(name)?.at);
+    }
   }
 
   /** Runs an entry of the module on all threads. @param {string} name */
@@ -375,6 +395,11 @@ export class WasmSession {
 
   /** @param {string} name @param {number} offset @param {number} [length] */
   #copyOut(name, offset, length) {
+    const held = this.#held.get(name);
+    if (held) {
+      const wanted = checkRange(name, held.length, offset, length);
+      return held.slice(offset, offset + wanted);
+    }
     const place = this.places.get(name);
     const wanted = checkRange(name, place?.bytes, offset, length);
     const at = (place?.at ?? 0) + offset;
