@@ -100,9 +100,17 @@ class InferenceSession:
         Cancelling the call aborts it.
         """
         options = check_options(execution_providers, free_dimension_overrides, relaxed_simd)
-        async with ModelFiles(model, progress) as files:
-            module = await import_onnx(files, options.overrides)
-            return await cls.from_module(module, await files.all_of(module), options, progress)
+        made: InferenceSession | None = None
+        try:
+            async with ModelFiles(model, progress) as files:
+                module = await import_onnx(files, options.overrides)
+                weights = await files.all_of(module)
+                made = await cls.from_module(module, weights, options, progress)
+        except BaseException:  # an abort that comes while the files are closed
+            if made is not None:
+                await made.dispose()
+            raise
+        return made
 
     @classmethod
     async def from_module(
@@ -120,6 +128,7 @@ class InferenceSession:
                 continue
             try:
                 plan = compile_for(module, backend)
+                signature_of(plan)  # complains before anything is loaded
             except UnsupportedError as error:
                 failed[backend.info.target] = error
                 continue

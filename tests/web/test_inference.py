@@ -116,6 +116,30 @@ def test_changing_dims(page: Page, folder: Path, provider: str, source: str | No
     assert got["after"] == {"files": 0, "sessions": 0}
 
 
+def test_an_aborted_load_leaves_nothing(page: Page) -> None:
+    """Whenever the abort comes, no session and no file stays behind."""
+    got = page.evaluate("""async () => {
+      const seen = [];
+      for (const stage of ['none', 'open', 'compile', 'load']) {
+        const control = new AbortController();
+        const progress = (event) => event.stage === stage && control.abort();
+        const made = InferenceSession.create('/models/small.onnx',
+          { executionProviders: ['wasm'], signal: control.signal, progress });
+        if (stage === 'open') control.abort();
+        const { code, value } = await outcome(made);
+        await value?.dispose();
+        seen.push(code ?? 'made');
+      }
+      for (let i = 0; i < 50 && (await held()).sessions + (await held()).files; i++) {
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+      return { seen, held: await held() };
+    }""")
+    assert got["seen"][:2] == ["made", "AbortedError"]
+    assert set(got["seen"][2:]) <= {"made", "AbortedError"}
+    assert got["held"] == {"files": 0, "sessions": 0}
+
+
 @pytest.mark.parametrize("provider", ["wasm", "webgpu"])
 def test_tensors_that_stay_on_the_device(page: Page, provider: str) -> None:
     """An output is an input of the next run; both ways give the same."""
