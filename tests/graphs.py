@@ -28,7 +28,9 @@ POS = Dim("pos", "device", 5)
 CACHE = POS.max + T.max
 _SMOOTH = ("tanh", "sigmoid", "silu", "neg", "abs", "sin", "cos", "erf", "atan")
 _NUMPY = {"f32": "f4", "f16": "f2", "i32": "i4", "u32": "u4", "i8": "i1", "u8": "u1", "bool": "?"}
-_DTYPES = tuple(DTYPES[name] for name in _NUMPY)
+_NUMPY |= {"f64": "f8", "i64": "i8", "i16": "i2", "u64": "u8", "u16": "u2"}
+ALL = tuple(DTYPES[name] for name in _NUMPY)
+_DTYPES = ALL[:7]
 
 
 @dataclass(slots=True)
@@ -41,12 +43,15 @@ class RandomGraph:
     states: dict[str, tuple[DType, Shape]] = field(default_factory=dict)
 
 
-def random_graph(seed: int, size: int = 24, lanes: int = 1) -> RandomGraph:
+def random_graph(
+    seed: int, size: int = 24, lanes: int = 1, kinds: tuple[DType, ...] = _DTYPES
+) -> RandomGraph:
     """A graph of about ``size`` ops with outputs, updates of both kinds and symbolic sizes.
 
     ``lanes``: what the rows of products, norms and gathers are a multiple of; targets may want 4.
+    ``kinds``: the dtypes that it may have.
     """
-    return _Maker(random.Random(seed), size, lanes).make()
+    return _Maker(random.Random(seed), size, lanes, kinds).make()
 
 
 def random_values(
@@ -69,8 +74,8 @@ def random_array(generator: np.random.Generator, dtype: DType, shape: list[int])
 
 
 class _Maker:
-    def __init__(self, rng: random.Random, size: int, lanes: int) -> None:
-        self.rng, self.size, self.lanes = rng, size, lanes
+    def __init__(self, rng: random.Random, size: int, lanes: int, kinds: tuple[DType, ...]) -> None:
+        self.rng, self.size, self.lanes, self.kinds = rng, size, lanes, kinds
         self.made = RandomGraph(Graph(f"random{size}"))
         self.pool: list[Node] = []
         self.exact: dict[Node, int] = {}  # node → how many multiplications deep
@@ -95,7 +100,7 @@ class _Maker:
 
     def _leaf(self, dtype: DType | None = None, shape: Shape | None = None) -> Node:
         rng, made = self.rng, self.made
-        dtype = dtype or rng.choice((dtypes.f32, dtypes.f32, dtypes.f32, *_DTYPES))
+        dtype = dtype or rng.choice((dtypes.f32, dtypes.f32, dtypes.f32, *self.kinds))
         shape = self._shape() if shape is None else shape
         kind = rng.choice(("input", "weight", "state", "constant"))
         if any(not isinstance(s, int) for s in shape):
@@ -190,7 +195,7 @@ class _Maker:
             depth = self._depth(x, y)
             if (depth or 0) < 2:
                 choice.append("mul")
-            if x.dtype.kind == "int" and x.dtype.bytes == 4:
+            if x.dtype.kind == "int" and x.dtype.bytes >= 4:
                 y = apply("max", apply("abs", y), self._constant(y.dtype, 1))
                 choice += ["div", "mod"]
             if x.dtype.kind in ("int", "uint"):
@@ -216,7 +221,7 @@ class _Maker:
 
     def _cast(self) -> None:
         x = self._pick(exact=True)
-        to = self.rng.choice(_DTYPES)
+        to = self.rng.choice(self.kinds)
         if to.kind == "uint" and x.dtype.kind not in ("uint", "bool"):
             x = apply("abs", x)
         if to.kind != "float" and to.bytes < 4:

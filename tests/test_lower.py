@@ -88,7 +88,8 @@ def _values(
     buffer: NDArray[np.uint8], dtype: dtypes.DType, shape: tuple[Any, ...], dims: Mapping[str, int]
 ) -> Array:
     sizes = [evaluate(s, dims) for s in shape]
-    return buffer.view(NUMPY[dtype.name])[: int(np.prod(sizes))].reshape(sizes)
+    values: Array = buffer.view(NUMPY[dtype.name])
+    return values[: int(np.prod(sizes))].reshape(sizes)
 
 
 def check(made: RandomGraph, runs: tuple[Mapping[str, int], ...], seed: int = 0) -> None:
