@@ -114,7 +114,7 @@ export class GpuSession {
     const fixed = new Map(replay.bytes);
     for (const { name } of replay.sizes.free) {
       fixed.delete(name);
-      replay.capacity.set(name, 0);
+      replay.capacity.set(name, replay.bytes.get(name) ?? 0);
     }
     for (const [name, bytes] of fixed) {
       this.#checkSize(name, bytes, 'Compile again for this device.');
