@@ -258,7 +258,8 @@ class _Maker:
         elif kind == "concat" and rank:
             self._concat(x)
         elif kind == "iota":
-            self._add(apply("iota", size=rng.choice((3, T, T + 2))), 0)
+            op = rng.choice(("iota", "iota", "size"))
+            self._add(apply(op, size=rng.choice((3, T, T + 2))), 0)
         elif kind == "take" and rank:
             self._take(x, depth)
         elif kind == "rope":

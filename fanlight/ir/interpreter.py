@@ -311,6 +311,7 @@ MEANINGS: dict[str, Meaning] = {
     "expand": lambda np, a, t: np.broadcast_to(a[0], t["shape"]),
     "slice": _slice,
     "concat": lambda np, a, t: np.concatenate(a, axis=t["axis"]),
+    "size": lambda np, a, t: np.asarray(t["size"]),
     "iota": lambda np, a, t: np.arange(t["size"]),
     "take": lambda np, a, t: a[0][tuple(a[1:])],
     "gather": lambda np, a, t: a[0][a[1]],

@@ -237,6 +237,10 @@ def _take(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     return x.dtype, broadcast("take", [i.shape for i in indices])
 
 
+def _size(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
+    return dtypes.i32, ()
+
+
 def _gather(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     table, ids = inputs
     if ids.dtype is not dtypes.i32 or not table.shape:
@@ -349,6 +353,7 @@ _ROWS = (
     Op("slice", "movement", 1, _slice, {"starts": "sizes", "sizes": "sizes"}),
     Op("concat", "movement", -1, _concat, {"axis": "int"}),
     Op("iota", "movement", 0, _iota, {"size": "size"}),
+    Op("size", "movement", 0, _size, {"size": "size"}),
     Op("take", "movement", -1, _take),
     Op("gather", "block", 2, _gather),
     Op("update", "movement", 2, _update, {"start": "size"}),

@@ -146,7 +146,7 @@ class _Lowering:
             if node.op in LEAVES:
                 stored.add(node)
                 continue
-            once = self.users[node] <= 1 or node.op == "iota" or _is_view_of_leaf(node)
+            once = self.users[node] <= 1 or node.op in ("iota", "size") or _is_view_of_leaf(node)
             once = once or _is_number_of_leaves(node) or _is_index(node)
             if not loop or not once or node.dtype.name not in _FUSIBLE:
                 stored.add(node)
@@ -412,6 +412,9 @@ class _Element:
         x, *indices = node.inputs
         return self.element(x, tuple(self.element(i, _broadcast(i, at)) for i in indices))
 
+    def _size(self, node: Node, at: Index) -> Expr:
+        return extent(node.attrs["size"])
+
     def _iota(self, node: Node, at: Index) -> Expr:
         return at[0]
 
@@ -513,7 +516,7 @@ def _plain(node: Node, buffer: str) -> Operand:
 
 def _cheap(node: Node) -> bool:
     """Costs no more to compute again than to load."""
-    if node.op in ("input", "weight", "state", "constant", "iota"):
+    if node.op in ("input", "weight", "state", "constant", "iota", "size"):
         return True
     return node.op in ("reshape", "slice", "permute", "expand") and all(map(_cheap, node.inputs))
 
@@ -538,7 +541,7 @@ def _is_index(node: Node) -> bool:
         left -= 1
         if left < 0 or x.dtype.name not in ("i32", "bool"):
             return False
-        if x.op == "iota" or (x.op == "constant" and product(x.shape) == 1):
+        if x.op in ("iota", "size") or (x.op == "constant" and product(x.shape) == 1):
             continue
         if x.op not in ELEMENTWISE and x.op not in ("reshape", "permute", "expand"):
             return False
