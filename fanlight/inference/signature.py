@@ -75,10 +75,24 @@ class Signature:
                         raise InputError("wrong size", where=at, got=got, wanted=wanted)
                     dims.setdefault(size.name, got)
                     first.setdefault(size.name, info.name)
-                elif got != shapes.evaluate(size, dims):
-                    wanted = str(shapes.evaluate(size, dims))
-                    raise InputError("wrong size", where=at, got=list(tensor.shape), wanted=wanted)
+        self._check_formulas(feeds, dims)
         return dims
+
+    def _check_formulas(
+        self, feeds: Mapping[str, Tensor | DeviceTensor], dims: Mapping[str, int]
+    ) -> None:
+        """Axes that are numbers or formulas of symbols, whose sizes are known now."""
+        for info in self.inputs:
+            for axis, (got, size) in enumerate(
+                zip(feeds[info.name].shape, info.sizes, strict=True)
+            ):
+                wanted = shapes.evaluate(size, dims)
+                if got != wanted:
+                    formula = "" if isinstance(size, int) else f" = {size}"
+                    where = f"input {info.name}, axis {axis}"
+                    raise InputError(
+                        "wrong size", where=where, got=got, wanted=f"{wanted}{formula}"
+                    )
 
     def output(self, name: str) -> TensorInfo:
         """Raises InputError for an unknown name."""
