@@ -17,13 +17,14 @@ from typing import Any, Self
 from fanlight import shapes
 from fanlight.compiler import CompileOptions, compile_module
 from fanlight.errors import AbortedError, InputError, UnsupportedError
+from fanlight.inference.device_tensor import ON_DEVICE, DeviceTensor
 from fanlight.inference.files import ModelFiles
 from fanlight.inference.signature import TensorInfo, signature_of
 from fanlight.inference.tensor import Tensor, as_tensor, dtype_of, nbytes
 from fanlight.ir.graph import Module
 from fanlight.plan import LOAD_DIMS, THREADS, Plan
 from fanlight.runtime.backend import Backend, Device, choose
-from fanlight.runtime.session import File, ProgressCallback, Session, SessionInfo
+from fanlight.runtime.session import File, Held, ProgressCallback, Session, SessionInfo
 
 PROVIDERS = ("webgpu", "wasm")
 _RESERVED = (*LOAD_DIMS, THREADS)
@@ -99,9 +100,17 @@ class InferenceSession:
         Cancelling the call aborts it.
         """
         options = check_options(execution_providers, free_dimension_overrides, relaxed_simd)
-        async with ModelFiles(model, progress) as files:
-            module = await import_onnx(files, options.overrides)
-            return await cls.from_module(module, await files.all_of(module), options, progress)
+        made: InferenceSession | None = None
+        try:
+            async with ModelFiles(model, progress) as files:
+                module = await import_onnx(files, options.overrides)
+                weights = await files.all_of(module)
+                made = await cls.from_module(module, weights, options, progress)
+        except BaseException:  # an abort that comes while the files are closed
+            if made is not None:
+                await made.dispose()
+            raise
+        return made
 
     @classmethod
     async def from_module(
@@ -119,6 +128,7 @@ class InferenceSession:
                 continue
             try:
                 plan = compile_for(module, backend)
+                signature_of(plan)  # complains before anything is loaded
             except UnsupportedError as error:
                 failed[backend.info.target] = error
                 continue
@@ -134,19 +144,23 @@ class InferenceSession:
         self,
         feeds: Mapping[str, Any],
         fetches: Iterable[str] | Mapping[str, Any] | None = None,
-    ) -> dict[str, Tensor]:
-        """The outputs by name. ``feeds``: input → array, buffer or Tensor. ``fetches``: the names
-        of the outputs that are wanted, all if None; a mapping may give the memory (a writable
-        buffer of the right size) that an output goes to, or None.
+    ) -> dict[str, Any]:
+        """The outputs by name, Tensors. ``feeds``: input → array, buffer, Tensor or DeviceTensor of
+        this session. ``fetches``: the names of the outputs that are wanted, all if None; a mapping
+        may give the memory (a writable buffer of the right size) that an output goes to, None, or
+        ``"device"``: that output stays there, as a DeviceTensor.
 
         Raises InputError that names the input, what came and what was wanted; DeviceError where
         memory is short. Cancelling the call aborts it; the session can be used again.
         """
         wanted = self._fetches(fetches)
+        for name, value in feeds.items():
+            if isinstance(value, DeviceTensor) and value.session is not self._session:
+                raise InputError("a tensor of another session", where=f"input {name}", got=value)
         tensors = {name: self._tensor(name, value) for name, value in feeds.items()}
         dims = self._signature.dims(tensors)
         used = {
-            info.buffer: bytes(tensors[info.name].data)
+            info.buffer: _content(tensors[info.name])
             for info in self.inputs
             if info.buffer in self._buffers
         }
@@ -157,10 +171,13 @@ class InferenceSession:
             await self._session.run("main", used, {n: v for n, v in dims.items() if n in known})
             if self._bounded:
                 dims |= await self._session.dims()
-            reads = [self._read(self._signature.output(name), dims) for name in wanted]
-            results = dict(zip(wanted, await asyncio.gather(*reads), strict=True))
+            reads = [
+                self._read(self._signature.output(name), dims, isinstance(target, str))
+                for name, target in wanted.items()
+            ]
+            results: dict[str, Any] = dict(zip(wanted, await asyncio.gather(*reads), strict=True))
         for name, target in wanted.items():
-            if target is not None:
+            if target is not None and not isinstance(target, str):
                 results[name] = _write(name, results[name], target)
         return results
 
@@ -199,7 +216,9 @@ class InferenceSession:
 
     # --- inside
 
-    def _tensor(self, name: str, value: Any) -> Tensor:
+    def _tensor(self, name: str, value: Any) -> Tensor | DeviceTensor:
+        if isinstance(value, DeviceTensor):
+            return value
         try:
             return as_tensor(value)
         except InputError as error:
@@ -214,13 +233,26 @@ class InferenceSession:
         for name in wanted:
             self._signature.output(name)
         given = fetches if isinstance(fetches, Mapping) else {}
+        for name, target in given.items():
+            if isinstance(target, str) and target != ON_DEVICE:
+                where, wanted_here = f"output {name}", f"a buffer, None or {ON_DEVICE!r}"
+                raise InputError("no place", where=where, got=target, wanted=wanted_here)
         return {name: given.get(name) for name in wanted}
 
-    async def _read(self, info: TensorInfo, dims: Mapping[str, int]) -> Tensor:
+    async def _read(
+        self, info: TensorInfo, dims: Mapping[str, int], stays: bool
+    ) -> Tensor | DeviceTensor:
         shape = tuple(shapes.evaluate(size, dims) for size in info.sizes)
         size = nbytes(dtype_of(info.dtype), shape)
+        if stays:
+            held = await self._session.hold(info.buffer, -(-size // 4) * 4)
+            return DeviceTensor(self._session, held, info.dtype, shape)
         data = await self._session.read(info.buffer, 0, -(-size // 4) * 4) if size else b""
         return Tensor(memoryview(data)[:size], info.dtype, shape)
+
+
+def _content(tensor: Tensor | DeviceTensor) -> bytes | Held:
+    return tensor.held if isinstance(tensor, DeviceTensor) else bytes(tensor.data)
 
 
 def compile_for(module: Module, backend: Backend) -> Plan:

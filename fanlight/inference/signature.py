@@ -14,6 +14,7 @@ from typing import Any
 
 from fanlight import shapes
 from fanlight.errors import InputError, PlanError
+from fanlight.inference.device_tensor import DeviceTensor
 from fanlight.inference.tensor import Tensor, name_of
 from fanlight.plan import Plan
 from fanlight.shapes import Dim, Size
@@ -44,7 +45,7 @@ class Signature:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
-    def dims(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
+    def dims(self, feeds: Mapping[str, Tensor | DeviceTensor]) -> dict[str, int]:
         """Each symbol's size, from the tensors of all inputs. Raises InputError, naming the input,
         for one that is missing or unknown, of another element type, rank or size."""
         known = {info.name for info in self.inputs}
@@ -74,10 +75,24 @@ class Signature:
                         raise InputError("wrong size", where=at, got=got, wanted=wanted)
                     dims.setdefault(size.name, got)
                     first.setdefault(size.name, info.name)
-                elif got != shapes.evaluate(size, dims):
-                    wanted = str(shapes.evaluate(size, dims))
-                    raise InputError("wrong size", where=at, got=list(tensor.shape), wanted=wanted)
+        self._check_formulas(feeds, dims)
         return dims
+
+    def _check_formulas(
+        self, feeds: Mapping[str, Tensor | DeviceTensor], dims: Mapping[str, int]
+    ) -> None:
+        """Axes that are numbers or formulas of symbols, whose sizes are known now."""
+        for info in self.inputs:
+            for axis, (got, size) in enumerate(
+                zip(feeds[info.name].shape, info.sizes, strict=True)
+            ):
+                wanted = shapes.evaluate(size, dims)
+                if got != wanted:
+                    formula = "" if isinstance(size, int) else f" = {size}"
+                    where = f"input {info.name}, axis {axis}"
+                    raise InputError(
+                        "wrong size", where=where, got=got, wanted=f"{wanted}{formula}"
+                    )
 
     def output(self, name: str) -> TensorInfo:
         """Raises InputError for an unknown name."""

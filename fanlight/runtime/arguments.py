@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from fanlight.errors import PlanError
 from fanlight.plan import LOAD_DIMS, THREADS, Plan
+from fanlight.runtime.session import Held
 from fanlight.runtime.sizes import BufferSizes
+
+_MOST = (1 << 31) - 1  # kernels have dims in 32 bits
 
 
 class Arguments:
@@ -15,6 +19,7 @@ class Arguments:
 
     def __init__(self, plan: Plan, sizes: BufferSizes) -> None:
         self._sizes = sizes
+        self._numbers = itertools.count()
         self.programs = plan.programs
         reserved = (*LOAD_DIMS, THREADS)
         self.dims = {
@@ -34,22 +39,30 @@ class Arguments:
                 raise PlanError("a dim that only the program sets", where=f"dim {name}", got=value)
             self.check_dim(name, value)
 
-    def check_feeds(self, feeds: Mapping[str, bytes]) -> None:
+    def check_feeds(self, feeds: Mapping[str, bytes | Held]) -> None:
         """Raises PlanError for unknown names and too many bytes."""
         for name, data in feeds.items():
+            if isinstance(data, Held) and data.name not in self._sizes.bytes:
+                raise PlanError("the held buffer was released", got=data.name)
             if name not in self.feeds:
                 raise PlanError("not an input or a state", got=name, wanted=sorted(self.feeds))
             most = self._sizes.bytes[name]
-            if len(data) > most:
-                raise PlanError(
-                    "too many bytes", where=f"buffer {name}", got=len(data), wanted=most
-                )
+            size = data.bytes if isinstance(data, Held) else len(data)
+            if size > most:
+                raise PlanError("too many bytes", where=f"buffer {name}", got=size, wanted=most)
+
+    def new_name(self) -> str:
+        """For a held buffer: one that nothing has."""
+        while (name := f"held.{next(self._numbers)}") in self._sizes.bytes:
+            pass
+        return name
 
     def check_dim(self, name: str, value: int) -> None:
         if name not in self.dims:
             raise PlanError("no such host dim", got=name, wanted=sorted(self.dims))
-        if not 0 <= value <= self.dims[name]:
-            wanted = f"0 to {self.dims[name]}"
+        most = min(self.dims[name], _MOST)
+        if not 0 <= value <= most:
+            wanted = f"0 to {most}"
             raise PlanError(
                 "a dim outside its range", where=f"dim {name}", got=value, wanted=wanted
             )

@@ -44,7 +44,7 @@ from fanlight.runtime.gpu_device import (
     probe,
 )
 from fanlight.runtime.gpu_parts import GpuParts
-from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.session import File, Held, Progress, ProgressCallback, SessionInfo
 from fanlight.runtime.sizes import BufferSizes
 from fanlight.shapes import Size
 
@@ -173,7 +173,7 @@ class GpuSession:
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
         """See ``Session.run``. Returns when the work is submitted, at most one submit before it
@@ -188,6 +188,23 @@ class GpuSession:
         """See ``Session.read``."""
         async with self._turn():
             return await self._take(*self._start_read(buffer, offset, length))
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        """See ``Session.hold``."""
+        async with self._turn():
+            wanted = self._arguments.check_span(buffer, 0, length)
+            held = Held(self._arguments.new_name(), wanted)
+            self._parts.buffers[held.name] = self._parts.make_buffer(held.name, held.bytes)
+            self._sizes.bytes[held.name] = held.bytes
+            self._copy_bytes(buffer, 0, held.name, 0, held.bytes)
+            self._submit()
+            return held
+
+    async def release(self, held: Held) -> None:
+        """See ``Session.release``."""
+        async with self._lock:
+            if self._sizes.bytes.pop(held.name, None) is not None and not self._disposed:
+                self._parts.buffers.pop(held.name).destroy()
 
     async def dims(self) -> dict[str, int]:
         """See ``Session.dims``."""
@@ -246,7 +263,7 @@ class GpuSession:
                 raise
 
     def _begin(
-        self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
+        self, program: str, feeds: Mapping[str, bytes | Held], dims: Mapping[str, int]
     ) -> tuple[Step, ...]:
         """Checks everything, then applies it."""
         self._arguments.check_run(program, dims)
@@ -262,7 +279,10 @@ class GpuSession:
         for name, value in dims.items():
             self._set_dim(name, value)
         for name, data in feeds.items():
-            self._write(name, 0, data)
+            if isinstance(data, Held):
+                self._copy_bytes(data.name, 0, name, 0, data.bytes)
+            else:
+                self._write(name, 0, data)
         return self.plan.programs[program]
 
     # --- the steps
@@ -311,17 +331,15 @@ class GpuSession:
         self._pass.dispatch_workgroups(x, y, z)
 
     def _copy(self, step: Copy) -> None:
-        size = self._size(step.bytes)
+        source, target = self._size(step.source_offset), self._size(step.target_offset)
+        self._copy_bytes(step.source, source, step.target, target, self._size(step.bytes))
+
+    def _copy_bytes(self, source: str, start: int, target: str, at: int, size: int) -> None:
         if size <= 0:
             return
         self._end_pass()
-        self._commands().copy_buffer_to_buffer(
-            self._parts.buffers[step.source],
-            self._size(step.source_offset),
-            self._parts.buffers[step.target],
-            self._size(step.target_offset),
-            size,
-        )
+        buffers = self._parts.buffers
+        self._commands().copy_buffer_to_buffer(buffers[source], start, buffers[target], at, size)
 
     def _size(self, size: Size) -> int:
         return size if isinstance(size, int) else shapes.evaluate(size, self._values)

@@ -20,7 +20,7 @@ from fanlight.kernels.target import CPU
 from fanlight.plan import Plan
 from fanlight.runtime.backend import Backend, BackendInfo
 from fanlight.runtime.error_messages import FIELDS, from_message
-from fanlight.runtime.session import File, Progress, ProgressCallback, Session, SessionInfo
+from fanlight.runtime.session import File, Held, Progress, ProgressCallback, Session, SessionInfo
 
 FEATURES = ("subgroups", "shader-f16")  # of WebGPU: those that kernels may use
 _CHUNK = 1 << 20
@@ -234,10 +234,11 @@ class RemoteSession:
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
-        fields = {"program": program, "feeds": dict(feeds or {}), "dims": dict(dims or {})}
+        given = {n: v.name if isinstance(v, Held) else v for n, v in (feeds or {}).items()}
+        fields = {"program": program, "feeds": given, "dims": dict(dims or {})}
         await self._executor.ask("run", {"session": self.handle, **fields})
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -245,6 +246,13 @@ class RemoteSession:
         if length is not None:
             fields["length"] = length
         return bytes((await self._executor.ask("readBuffer", fields)).to_bytes())
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        fields = {"session": self.handle, "buffer": buffer, "length": length}
+        return Held(str(await self._executor.ask("hold", fields)), length)
+
+    async def release(self, held: Held) -> None:
+        await self._executor.ask("release", {"session": self.handle, "held": held.name})
 
     async def dims(self) -> dict[str, int]:
         found = await self._executor.ask("dims", {"session": self.handle})

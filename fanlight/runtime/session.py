@@ -51,6 +51,14 @@ class SessionInfo:
     extra: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A buffer on the device that no run changes; ``name`` is good for ``read``."""
+
+    name: str
+    bytes: int
+
+
 class Session(Protocol):
     """A loaded plan: weights resident, pipelines made. Calls are serialised by the session
     itself."""
@@ -61,10 +69,10 @@ class Session(Protocol):
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
-        """Writes ``feeds`` (buffer name → bytes from its start; inputs and states), sets host
+        """Writes ``feeds`` (buffer name → content from its start; inputs and states), sets host
         ``dims``, runs. Buffers of free size get their memory first. Raises PlanError for unknown
         names, too many bytes, a dim above its maximum or a buffer larger than the device binds;
         DeviceError where memory is short."""
@@ -77,6 +85,15 @@ class Session(Protocol):
 
     async def dims(self) -> dict[str, int]:
         """The host dims after all earlier runs, those that programs read back included."""
+        ...
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        """The first ``length`` bytes (a multiple of 4) of a buffer, copied on the device to one
+        that later runs leave alone."""
+        ...
+
+    async def release(self, held: Held) -> None:
+        """Gives a held buffer back. Safe to call twice."""
         ...
 
     def repeat(

@@ -20,7 +20,7 @@ from fanlight.errors import AbortedError, DeviceError, MissingDependencyError, P
 from fanlight.plan import STAGING, THREADS, Buffer, Plan, WasmModule, Weight
 from fanlight.runtime.arguments import Arguments
 from fanlight.runtime.chunks import total_bytes, weight_chunks
-from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.session import File, Held, Progress, ProgressCallback, SessionInfo
 from fanlight.runtime.sizes import BufferSizes
 
 _PAGE = 65536
@@ -90,6 +90,7 @@ class WasmSession:
         }
         self._dim_at = {d.dim.name: module.dims_at + 4 * i for i, d in enumerate(host)}
         self.info = SessionInfo("wasm", "wasmtime", self._end)
+        self._held: dict[str, bytes] = {}  # by name; beside the module's memory
         self._lock = asyncio.Lock()
         self._store: Any = None
 
@@ -213,7 +214,7 @@ class WasmSession:
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
         """See ``Session.run``."""
@@ -226,7 +227,25 @@ class WasmSession:
         async with self._lock:
             self._check_alive()
             length = self._arguments.check_span(buffer, offset, length)
+            if buffer in self._held:
+                return self._held[buffer][offset : offset + length]
             return self._bytes(self._at[buffer] + offset, length)
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        """See ``Session.hold``."""
+        async with self._lock:
+            self._check_alive()
+            wanted = self._arguments.check_span(buffer, 0, length)
+            held = Held(self._arguments.new_name(), wanted)
+            self._held[held.name] = self._bytes(self._at[buffer], held.bytes)
+            self._sizes.bytes[held.name] = held.bytes
+            return held
+
+    async def release(self, held: Held) -> None:
+        """See ``Session.release``."""
+        async with self._lock:
+            self._held.pop(held.name, None)
+            self._sizes.bytes.pop(held.name, None)
 
     async def dims(self) -> dict[str, int]:
         """See ``Session.dims``."""
@@ -253,10 +272,13 @@ class WasmSession:
                 self._run = self._memory = None
                 self._store.close()
                 self._store = None
+                self._held.clear()
 
     # --- inside
 
-    def _begin(self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]) -> None:
+    def _begin(
+        self, program: str, feeds: Mapping[str, bytes | Held], dims: Mapping[str, int]
+    ) -> None:
         self._check_alive()
         self._arguments.check_run(program, dims)
         values = self._dims()
@@ -270,7 +292,7 @@ class WasmSession:
         for name, value in dims.items():
             self._set_dim(name, value)
         for name, data in feeds.items():
-            self._write(self._at[name], data)
+            self._write(self._at[name], self._held[data.name] if isinstance(data, Held) else data)
 
     def _check_alive(self) -> None:
         if self._store is None:

@@ -17,7 +17,7 @@ import { address, starting, unlessAborted, workers } from './page_workers.js';
 
 export * from './errors.js';
 export { InferenceSession } from './inference.js';
-export { Tensor } from './tensor.js';
+export { DeviceTensor, Tensor } from './tensor.js';
 
 /** The same as Python's `fanlight.__version__`. */
 export const version = '0.1.0';

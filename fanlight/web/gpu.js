@@ -10,7 +10,7 @@ import { GpuDevice } from './gpu_device.js';
 import { packs } from './gpu_memory.js';
 import { Replay, kernelsOf } from './gpu_replay.js';
 import { STAGING, readPlan, stepsOf } from './plan.js';
-import { Turns, checkDims, checkFeeds, hostDims, programOf } from './session.js';
+import { Turns, checkDims, checkFeeds, checkRange, hostDims, newName, programOf } from './session.js';
 import { weightBytes, weightChunks } from './weights.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
@@ -114,7 +114,7 @@ export class GpuSession {
     const fixed = new Map(replay.bytes);
     for (const { name } of replay.sizes.free) {
       fixed.delete(name);
-      replay.capacity.set(name, 0);
+      replay.capacity.set(name, replay.bytes.get(name) ?? 0);
     }
     for (const [name, bytes] of fixed) {
       this.#checkSize(name, bytes, 'Compile again for this device.');
@@ -289,7 +289,7 @@ export class GpuSession {
    * Writes feeds, sets dims, runs; resolves when all is submitted and at most one submit is
    * unfinished.
    * @param {string} program
-   * @param {Record<string, Uint8Array>} [feeds]
+   * @param {Record<string, import('./session.js').Feed>} [feeds]
    * @param {Record<string, number>} [dims]
    */
   run(program, feeds = {}, dims = {}) {
@@ -309,6 +309,37 @@ export class GpuSession {
    */
   read(name, offset = 0, length) {
     return this.#call(() => this.replay.readBack(name, offset, length));
+  }
+
+  /** Copies the first bytes of a buffer; see session.js.
+   * @param {string} name @param {number} length @returns {Promise<string>} */
+  hold(name, length) {
+    return this.#call(async () => {
+      const { device, replay } = this;
+      const bytes = checkRange(name, replay.bytes.get(name), 0, length);
+      const held = newName(replay.bytes);
+      const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+      await device.allocate(bytes, () => {
+        const buffer = device.buffer(held, Math.max(16, bytes), usage);
+        replay.places.set(held, { buffer, offset: 0 });
+      });
+      replay.bytes.set(held, bytes);
+      replay.copyBytes(name, 0, held, 0, bytes);
+      replay.submit();
+      return held;
+    });
+  }
+
+  /** Gives a held buffer back. @param {string} held */
+  async release(held) {
+    if (this.#turns.closed) return;
+    await this.#call(async () => {
+      const place = this.replay.places.get(held);
+      if (!place || this.plan.buffers.has(held)) return;
+      this.replay.bytes.delete(held);
+      this.device.release(place.buffer);
+      this.replay.places.delete(held);
+    });
   }
 
   /** The host dims after all earlier runs. @returns {Promise<Record<string, number>>} */
@@ -379,7 +410,7 @@ export class GpuSession {
   /**
    * Checks and applies a call's arguments.
    * @param {string} program
-   * @param {Record<string, Uint8Array>} feeds
+   * @param {Record<string, import('./session.js').Feed>} feeds
    * @param {Record<string, number>} dims */
   async #begin(program, feeds, dims) {
     const { sizes, values } = this.replay;
@@ -387,14 +418,17 @@ export class GpuSession {
     checkDims(this.plan, dims);
     try {
       sizes.update(new Map([...values, ...Object.entries(dims)]));
-      checkFeeds(this.plan, feeds, (name) => sizes.bytes.get(name) ?? 0);
+      checkFeeds(this.plan, feeds, (name) => sizes.bytes.get(name));
       await this.#grow();
     } catch (error) {
       sizes.update(new Map(values));
       throw error;
     }
     for (const [name, value] of Object.entries(dims)) this.replay.setDim(name, value);
-    for (const [name, bytes] of Object.entries(feeds)) this.replay.write(name, 0, bytes);
+    for (const [name, bytes] of Object.entries(feeds)) {
+      if (typeof bytes !== 'string') this.replay.write(name, 0, bytes);
+      else this.replay.copyBytes(bytes, 0, name, 0, sizes.bytes.get(bytes) ?? 0);
+    }
     return steps;
   }
 }

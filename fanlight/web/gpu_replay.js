@@ -133,20 +133,19 @@ export class Replay {
 
   /** @param {import('./plan.js').Copy} step */
   #copy(step) {
-    const bytes = this.#size(step.bytes);
+    const [from, to] = [this.#size(step.source_offset), this.#size(step.target_offset)];
+    this.copyBytes(step.source, from, step.target, to, this.#size(step.bytes));
+  }
+
+  /** Encodes a copy. @param {string} source @param {number} from
+   * @param {string} target @param {number} to @param {number} bytes */
+  copyBytes(source, from, target, to, bytes) {
     if (bytes <= 0) return;
     this.#endPass();
-    const [from, to] = [this.#size(step.source_offset), this.#size(step.target_offset)];
-    checkRange(step.source, this.bytes.get(step.source), from, bytes);
-    checkRange(step.target, this.bytes.get(step.target), to, bytes);
-    const [source, target] = [this.#place(step.source), this.#place(step.target)];
-    this.#commands().copyBufferToBuffer(
-      source.buffer,
-      source.offset + from,
-      target.buffer,
-      target.offset + to,
-      bytes,
-    );
+    checkRange(source, this.bytes.get(source), from, bytes);
+    checkRange(target, this.bytes.get(target), to, bytes);
+    const [a, b] = [this.#place(source), this.#place(target)];
+    this.#commands().copyBufferToBuffer(a.buffer, a.offset + from, b.buffer, b.offset + to, bytes);
   }
 
   /** @param {string} dim @param {string} buffer @param {number} offset */

@@ -9,12 +9,13 @@ import { address, starting, unlessAborted, workers } from './page_workers.js';
 import { Turns } from './session.js';
 import { described, dimsOfFeeds } from './signature.js';
 import { evaluate } from './sizes.js';
-import { TYPES, Tensor, asTensor, byteLength } from './tensor.js';
+import { DeviceTensor, Tensor, asTensor, byteLength, tensorOf } from './tensor.js';
 
 /** @typedef {import('./signature.js').Described} Described */
 /** @typedef {import('./signature.js').TensorInfo} TensorInfo */
 /** @typedef {import('./tensor.js').TypedArray} TypedArray */
-/** @typedef {Tensor | TypedArray | {data: TypedArray, dims: readonly number[], type?: string}} Feed */
+/** @typedef {Tensor | DeviceTensor | TypedArray | {data: TypedArray, dims: readonly number[], type?: string}} Feed */
+/** @typedef {Tensor | 'device' | null} Target where an output goes: a tensor's data; it stays on the device; a new Tensor */
 /**
  * @typedef {object} SessionOptions
  * @property {('webgpu' | 'wasm')[]} [executionProviders] the preferred one first; webgpu is passed over where
@@ -97,10 +98,11 @@ export class InferenceSession {
   /**
    * The outputs by name.
    * @param {Record<string, Feed>} feeds
-   * @param {string[] | Record<string, Tensor | null> | null} [fetches] names of the outputs that are wanted,
-   *   all if left out; an object may give the tensor whose data an output goes to, or null
+   * @param {string[] | Record<string, Target> | null} [fetches] names of the outputs that are wanted, all if left
+   *   out; an object may give the tensor whose data an output goes to, null, or `'device'`: that output stays there,
+   *   as a DeviceTensor
    * @param {{signal?: AbortSignal}} [options]
-   * @returns {Promise<Record<string, Tensor>>}
+   * @returns {Promise<Record<string, any>>} Tensors, and DeviceTensors where asked for
    */
   run(feeds, fetches = null, { signal } = {}) {
     return this.#turns.take(async () => {
@@ -112,7 +114,9 @@ export class InferenceSession {
       let dims = dimsOfFeeds(inputs, most, tensors);
       throwIfAborted(signal);
       const used = inputs.filter(({ buffer }) => buffer !== null).map(({ name, buffer }) => {
-        const { data } = /** @type {Tensor} */ (tensors.get(name));
+        const tensor = /** @type {Tensor | DeviceTensor} */ (tensors.get(name));
+        if (tensor instanceof DeviceTensor) return [buffer, tensor.held];
+        const { data } = tensor;
         return [buffer, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
       });
       await executor.request('run', {
@@ -135,7 +139,7 @@ export class InferenceSession {
     await this.#workers.python.request('dispose', { session: this.#loaded.session });
   }
 
-  /** @param {Record<string, Feed>} feeds @returns {Map<string, Tensor>} */
+  /** @param {Record<string, Feed>} feeds @returns {Map<string, Tensor | DeviceTensor>} */
   #tensors(feeds) {
     const { inputs } = this.#loaded;
     const names = inputs.map(({ name }) => name);
@@ -143,22 +147,29 @@ export class InferenceSession {
       if (!names.includes(name))
         throw new InputError('no such input', { got: name, wanted: names.join(', ') });
     }
-    return new Map(inputs.map((info) => {
+    /** @type {Map<string, Tensor | DeviceTensor>} */
+    const found = new Map();
+    for (const info of inputs) {
       const where = `input ${info.name}`;
       const value = feeds[info.name];
       if (value === undefined)
         throw new InputError('an input is missing', { where, wanted: described(info) });
-      return [info.name, asTensor(value, info.type, where)];
-    }));
+      if (value instanceof DeviceTensor && value.session !== this.#loaded.handle)
+        throw new InputError('a tensor of another session', { where, got: `${value}` });
+      found.set(info.name, value instanceof DeviceTensor ? value : asTensor(value, info.type, where));
+    }
+    return found;
   }
 
-  /** @param {string[] | Record<string, Tensor | null> | null} fetches @returns {[Described, Tensor | null][]} */
+  /** @param {string[] | Record<string, Target> | null} fetches @returns {[Described, Target][]} */
   #fetches(fetches) {
     const { outputs } = this.#loaded;
     const named = Array.isArray(fetches) ? Object.fromEntries(fetches.map((name) => [name, null])) : fetches;
     return Object.entries(named ?? Object.fromEntries(outputs.map(({ name }) => [name, null]))).map(
       ([name, target]) => {
         const info = outputs.find((output) => output.name === name);
+        if (typeof target === 'string' && target !== 'device')
+          throw new InputError('no place', { where: `output ${name}`, got: target, wanted: 'device' });
         if (info) return [info, target];
         const wanted = outputs.map((output) => output.name).join(', ');
         throw new InputError('no such output', { got: name, wanted });
@@ -166,11 +177,19 @@ export class InferenceSession {
     );
   }
 
-  /** @param {Described} info @param {Tensor | null} target @param {Map<string, number>} dims @returns {Promise<Tensor>} */
+  /** @param {Described} info @param {Target} target @param {Map<string, number>} dims
+   * @returns {Promise<Tensor | DeviceTensor>} */
   async #read({ name, type, sizes, buffer }, target, dims) {
     const shape = sizes.map((size) => evaluate(size, dims, new Map()));
     const length = byteLength(type, shape);
     const where = `output ${name}`;
+    const { executor } = this.#workers;
+    const session = this.#loaded.handle;
+    const whole = Math.ceil(length / 4) * 4;
+    if (target === 'device') {
+      const held = await executor.request('hold', { session, buffer, length: whole });
+      return new DeviceTensor(executor, session, held, type, shape);
+    }
     if (target && (target.type !== type || target.data.byteLength !== length)) {
       throw new InputError('memory of another type or size', {
         where, got: `${target}`, wanted: `${type}[${shape.join(', ')}]`,
@@ -178,15 +197,9 @@ export class InferenceSession {
     }
     /** @type {Uint8Array<ArrayBuffer>} */
     const bytes = length
-      ? await this.#workers.executor.request('readBuffer', {
-        session: this.#loaded.handle, buffer, offset: 0, length: Math.ceil(length / 4) * 4,
-      })
+      ? await executor.request('readBuffer', { session, buffer, offset: 0, length: whole })
       : new Uint8Array();
-    const { array } = /** @type {{array: import('./tensor.js').TypedArrayClass}} */ (TYPES.get(type));
-    if (!target) {
-      const each = array === Uint8Array ? 1 : length / Math.max(1, shape.reduce((n, d) => n * d, 1));
-      return new Tensor(type, new array(bytes.buffer, bytes.byteOffset, length ? length / each : 0), shape);
-    }
+    if (!target) return tensorOf(bytes, type, shape);
     new Uint8Array(target.data.buffer, target.data.byteOffset, length).set(bytes.subarray(0, length));
     return new Tensor(type, target.data, shape);
   }

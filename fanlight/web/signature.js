@@ -5,7 +5,7 @@ import { InputError } from './errors.js';
 import { evaluate } from './sizes.js';
 
 /** @typedef {import('./sizes.js').Size} Size */
-/** @typedef {import('./tensor.js').Tensor} Tensor */
+/** @typedef {import('./tensor.js').Tensor | import('./tensor.js').DeviceTensor} Tensor */
 /**
  * @typedef {object} TensorInfo
  * @property {string} name
@@ -36,11 +36,7 @@ export function dimsOfFeeds(inputs, maxima, feeds) {
     info.sizes.forEach((size, axis) => {
       const got = tensor.dims[axis];
       const at = `${where}, axis ${axis}`;
-      if (typeof size !== 'string') {
-        const need = evaluate(size, dims, maxima);
-        if (got !== need) throw new InputError('wrong size', { where: at, got, wanted: need });
-        return;
-      }
+      if (typeof size !== 'string') return;
       const known = dims.get(size);
       const most = maxima.get(size) ?? Infinity;
       if (known !== undefined && known !== got) {
@@ -51,6 +47,16 @@ export function dimsOfFeeds(inputs, maxima, feeds) {
         throw new InputError('too large', { where: at, got, wanted: `at most ${most}` });
       if (known === undefined) first.set(size, info.name);
       dims.set(size, got);
+    });
+  }
+  // Numbers and formulas of symbols, which are all known now.
+  for (const { name, sizes, shape } of inputs) {
+    sizes.forEach((size, axis) => {
+      const got = /** @type {Tensor} */ (feeds.get(name)).dims[axis];
+      const need = evaluate(size, dims, maxima);
+      if (got === need) return;
+      const wanted = typeof size === 'number' ? need : `${need} = ${shape[axis]}`;
+      throw new InputError('wrong size', { where: `input ${name}, axis ${axis}`, got, wanted });
     });
   }
   return dims;

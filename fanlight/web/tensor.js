@@ -83,6 +83,51 @@ export class Tensor {
   }
 }
 
+/** A tensor that stays on the device, for later runs of its session: memory until `dispose`, or until the session
+ * goes. */
+export class DeviceTensor {
+  #executor;
+
+  /**
+   * @param {import('./protocol.js').Channel} executor
+   * @param {number} session the executor's
+   * @param {string} held
+   * @param {string} type
+   * @param {readonly number[]} dims
+   */
+  constructor(executor, session, held, type, dims) {
+    this.#executor = executor;
+    this.session = session;
+    this.held = held;
+    this.type = type;
+    this.dims = dims;
+  }
+
+  /** A copy in the page's memory. @returns {Promise<Tensor>} */
+  async read() {
+    const fields = { session: this.session, buffer: this.held };
+    return tensorOf(await this.#executor.request('readBuffer', fields), this.type, this.dims);
+  }
+
+  /** Gives its memory back. Safe to call twice. @returns {Promise<void>} */
+  async dispose() {
+    await this.#executor.request('release', { session: this.session, held: this.held });
+  }
+
+  toString() {
+    return `${this.type}[${this.dims.join(', ')}] on the device`;
+  }
+}
+
+/** The tensor in `bytes`, which may be longer and are not copied.
+ * @param {Uint8Array<ArrayBuffer>} bytes @param {string} type @param {readonly number[]} dims */
+export function tensorOf(bytes, type, dims) {
+  const known = TYPES.get(type);
+  const each = /** @type {any} */ (known?.array).BYTES_PER_ELEMENT;
+  const { array } = /** @type {{array: TypedArrayClass}} */ (known);
+  return new Tensor(type, new array(bytes.buffer, bytes.byteOffset, byteLength(type, dims) / each), dims);
+}
+
 /** Bytes of a tensor. @param {string} type @param {readonly number[]} dims */
 export function byteLength(type, dims) {
   const { bytes, elements } = /** @type {{bytes: number, elements: number}} */ (TYPES.get(type));

@@ -4,10 +4,10 @@
 // per program and all threads walk its steps inside. Thread 0 is the worker that this runs in, the
 // others are wasm_thread.js. Knows nothing of models.
 
-import { BufferSizes, grown } from './buffer_sizes.js';
 import { DeviceError, PlanError, throwIfAborted } from './errors.js';
 import { STAGING, readPlan } from './plan.js';
-import { Turns, checkDims, checkFeeds, checkRange, hostDims, programOf } from './session.js';
+import { Turns, checkDims, checkFeeds, checkRange, hostDims, newName, programOf } from './session.js';
+import { WasmMemory } from './wasm_memory.js';
 import { weightBytes, weightChunks } from './weights.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
@@ -18,11 +18,7 @@ import { weightBytes, weightChunks } from './weights.js';
  * @typedef {{run(program: number, tid: number, threads: number): void, start(program: number, threads: number): void, quit(): void}} Exports
  */
 
-const PAGE = 65536;
-const MOST_PAGES = 65536;
 const MOST_THREADS = 8;
-/** Buffers begin at multiples of this. */
-const ALIGN = 64;
 /** The largest piece of a weight that is copied at once. */
 const CHUNK = 4 << 20;
 
@@ -77,30 +73,23 @@ export class WasmSession {
   #exports = null;
   /** @type {DeviceError | null} */
   #failure = null;
+  /** @type {Map<string, Uint8Array<ArrayBuffer>>} beside the module's memory */
+  #held = new Map();
 
   /** @param {Plan} plan @param {WasmModule} module @param {number} threads */
   constructor(plan, module, threads) {
     this.plan = plan;
     this.module = module;
     this.threads = threads;
-    /** @type {Map<string, {at: number, bytes: number}>} */
-    this.places = new Map();
     const hostDims = [...plan.dims.values()].filter((d) => d.kind === 'host');
     /** @type {Map<string, number>} host dim → its address */
     this.dimsAt = new Map(hostDims.map(({ name }, i) => [name, module.dims_at + 4 * i]));
-    this.sizes = new BufferSizes(plan, new Map([['threads', threads]]));
-    const fixed = [...plan.buffers.values()].filter((b) => !this.sizes.free.includes(b));
-    /** Where the buffers of free size begin. */
-    this.fixedEnd = this.#layOut(fixed, module.reserved);
-    const end = this.#layOut(this.sizes.free, this.fixedEnd);
-    this.memory = allocate(end, module.threads, this.sizes.free.length > 0);
-    this.bytes = new Uint8Array(this.memory.buffer);
-    this.view = new DataView(this.memory.buffer);
+    this.mem = new WasmMemory(plan, module, threads);
     /** @type {import('./session.js').SessionInfo} */
     this.info = {
       backend: 'wasm',
       adapter: `${threads} thread${threads > 1 ? 's' : ''}`,
-      resident_bytes: end,
+      resident_bytes: this.mem.end,
       upload_ms: 0,
       pipelines_ms: 0,
       threads,
@@ -109,57 +98,10 @@ export class WasmSession {
     };
   }
 
-  /**
-   * Gives `buffers` their places from `end` on; returns the end of the last.
-   * @param {import('./plan.js').Buffer[]} buffers @param {number} end
-   */
-  #layOut(buffers, end) {
-    for (const { name } of buffers) {
-      const at = Math.ceil(end / ALIGN) * ALIGN;
-      const bytes = this.sizes.bytes.get(name) ?? 0;
-      this.places.set(name, { at, bytes });
-      end = at + Math.ceil(bytes / 4) * 4;
-    }
-    return end;
-  }
-
-  /** Puts the buffers of free size where this run's sizes want them; their bytes are lost. */
-  #move() {
-    if (!this.sizes.free.length) return;
-    const end = this.#layOut(this.sizes.free, this.fixedEnd);
-    const have = this.memory.buffer.byteLength / PAGE;
-    const need = Math.ceil(end / PAGE);
-    if (need > have) {
-      const pages = grown(have, need, MOST_PAGES);
-      try {
-        if (need > MOST_PAGES) throw new RangeError('WebAssembly has 4 GB');
-        this.memory.grow(pages - have);
-      } catch (cause) {
-        throw new DeviceError('the memory for these inputs can not be had', {
-          got: `${end} bytes; ${cause}`,
-          cause,
-          hint: 'Run with smaller inputs, or use the webgpu device.',
-        });
-      }
-      this.bytes = new Uint8Array(this.memory.buffer);
-      this.view = new DataView(this.memory.buffer);
-      this.info.growths += 1;
-      this.info.resident_bytes = pages * PAGE;
-    }
-    this.#writeAddresses();
-  }
-
-  #writeAddresses() {
-    // In the plan's order, which is that of its buffers.
-    [...this.plan.buffers.keys()].forEach((name, i) =>
-      this.view.setUint32(this.module.buffers_at + 4 * i, this.places.get(name)?.at ?? 0, true),
-    );
-  }
-
   /** @returns {Map<string, number>} the host dims now, as the module has them */
   #values() {
     const at = (/** @type {string} */ name) => /** @type {number} */ (this.dimsAt.get(name));
-    return new Map(hostDims(this.plan).map((n) => [n, this.view.getUint32(at(n), true)]));
+    return new Map(hostDims(this.plan).map((n) => [n, this.mem.view.getUint32(at(n), true)]));
   }
 
   // --- load
@@ -184,7 +126,8 @@ export class WasmSession {
   }
 
   async #instantiate() {
-    const { memory, module, plan } = this;
+    const { module, plan } = this;
+    const { memory } = this.mem;
     let compiled;
     try {
       compiled = await WebAssembly.compile(
@@ -198,7 +141,7 @@ export class WasmSession {
     const tids = Array.from({ length: this.threads - 1 }, (_, i) => i + 1);
     await Promise.all(tids.map((tid) => this.#startThread(tid, compiled)));
     // The module's own data is in place only now: every instance writes it again.
-    this.#writeAddresses();
+    this.mem.writeAddresses();
     for (const [name, at] of this.dimsAt) this.#setDim(at, name === 'threads' ? this.threads : 0);
     for (const worker of this.#workers) worker.postMessage('enter');
   }
@@ -209,7 +152,8 @@ export class WasmSession {
    * @param {WebAssembly.Module} module
    */
   #startThread(tid, module) {
-    const { memory, threads } = this;
+    const { threads } = this;
+    const { memory } = this.mem;
     return new Promise((resolve, reject) => {
       const worker = new Worker(new URL('./wasm_thread.js', import.meta.url), {
         type: 'module',
@@ -235,7 +179,7 @@ export class WasmSession {
    */
   async #upload(files, progress, signal) {
     const total = weightBytes(this.plan);
-    const staging = this.places.get(STAGING) ?? { at: 0, bytes: 0 };
+    const staging = this.mem.places.get(STAGING) ?? { at: 0, bytes: 0 };
     let done = 0;
     const limit = (/** @type {import('./plan.js').Weight} */ w) =>
       w.steps.length ? staging.bytes : Math.max(CHUNK, w.unit);
@@ -246,13 +190,13 @@ export class WasmSession {
     )) {
       throwIfAborted(signal);
       if (weight.steps.length) {
-        this.bytes.set(bytes, staging.at);
-        this.bytes.fill(0, staging.at + bytes.length, staging.at + Math.ceil(bytes.length / 4) * 4);
+        this.mem.bytes.set(bytes, staging.at);
+        this.mem.bytes.fill(0, staging.at + bytes.length, staging.at + Math.ceil(bytes.length / 4) * 4);
         this.#setDim(this.dimsAt.get('unit_first'), first);
         this.#setDim(this.dimsAt.get('unit_count'), count);
         this.#enter(`load/${index}`);
       } else {
-        const place = /** @type {{at: number, bytes: number}} */ (this.places.get(weight.buffer));
+        const place = /** @type {{at: number, bytes: number}} */ (this.mem.places.get(weight.buffer));
         const end = first * weight.unit + bytes.length;
         if (end > place.bytes) {
           throw new PlanError('too many bytes', {
@@ -261,7 +205,7 @@ export class WasmSession {
             wanted: place.bytes,
           });
         }
-        this.bytes.set(bytes, place.at + first * weight.unit);
+        this.mem.bytes.set(bytes, place.at + first * weight.unit);
       }
       done += bytes.length;
       progress({ stage: 'load', done, total });
@@ -272,7 +216,7 @@ export class WasmSession {
   // --- calls
 
   /** Writes feeds, sets dims, runs to the end. @param {string} program
-   * @param {Record<string, Uint8Array>} [feeds] @param {Record<string, number>} [dims] */
+   * @param {Record<string, import('./session.js').Feed>} [feeds] @param {Record<string, number>} [dims] */
   run(program, feeds = {}, dims = {}) {
     return this.#turns.take(async () => {
       this.#begin(program, feeds, dims);
@@ -288,6 +232,22 @@ export class WasmSession {
    */
   read(name, offset = 0, length) {
     return this.#turns.take(async () => this.#copyOut(name, offset, length));
+  }
+
+  /** Copies the first bytes of a buffer; see session.js.
+   * @param {string} name @param {number} length @returns {Promise<string>} */
+  hold(name, length) {
+    return this.#turns.take(async () => {
+      const held = newName(this.mem.sizes.bytes);
+      this.#held.set(held, this.#copyOut(name, 0, length));
+      this.mem.sizes.bytes.set(held, length);
+      return held;
+    });
+  }
+
+  /** Gives a held buffer back. @param {string} held */
+  async release(held) {
+    if (this.#held.delete(held)) this.mem.sizes.bytes.delete(held);
   }
 
   /** The host dims after all earlier runs. @returns {Promise<Record<string, number>>} */
@@ -327,7 +287,7 @@ export class WasmSession {
 
   /**
    * @param {string} program
-   * @param {Record<string, Uint8Array>} feeds
+   * @param {Record<string, import('./session.js').Feed>} feeds
    * @param {Record<string, number>} dims
    */
   #begin(program, feeds, dims) {
@@ -335,17 +295,22 @@ export class WasmSession {
     checkDims(this.plan, dims);
     const values = this.#values();
     try {
-      this.sizes.update(new Map([...values, ...Object.entries(dims)]));
-      checkFeeds(this.plan, feeds, (name) => this.sizes.bytes.get(name) ?? 0);
-      this.#move();
+      this.mem.sizes.update(new Map([...values, ...Object.entries(dims)]));
+      checkFeeds(this.plan, feeds, (name) => this.mem.sizes.bytes.get(name));
+      if (this.mem.move()) {
+        this.info.growths += 1;
+        this.info.resident_bytes = this.mem.memory.buffer.byteLength;
+      }
     } catch (error) {
-      this.sizes.update(values);
-      this.#layOut(this.sizes.free, this.fixedEnd);
+      this.mem.sizes.update(values);
+      this.mem.layOutFree();
       throw error;
     }
     for (const [name, value] of Object.entries(dims)) this.#setDim(this.dimsAt.get(name), value);
-    for (const [name, bytes] of Object.entries(feeds))
-      this.bytes.set(bytes, this.places.get(name)?.at);
+    for (const [name, feed] of Object.entries(feeds)) {
+      const bytes = typeof feed === 'string' ? this.#held.get(feed) : feed;
+      this.mem.bytes.set(/** @type {Uint8Array} */ (bytes), this.mem.places.get(name)?.at);
+    }
   }
 
   /** Runs an entry of the module on all threads. @param {string} name */
@@ -370,49 +335,22 @@ export class WasmSession {
 
   /** @param {number | undefined} at @param {number} value */
   #setDim(at, value) {
-    if (at !== undefined) this.view.setUint32(at, value, true);
+    if (at !== undefined) this.mem.view.setUint32(at, value, true);
   }
 
   /** @param {string} name @param {number} offset @param {number} [length] */
   #copyOut(name, offset, length) {
-    const place = this.places.get(name);
+    const held = this.#held.get(name);
+    if (held) {
+      const wanted = checkRange(name, held.length, offset, length);
+      return held.slice(offset, offset + wanted);
+    }
+    const place = this.mem.places.get(name);
     const wanted = checkRange(name, place?.bytes, offset, length);
     const at = (place?.at ?? 0) + offset;
     const copy = new Uint8Array(wanted);
-    copy.set(this.bytes.subarray(at, at + wanted));
+    copy.set(this.mem.bytes.subarray(at, at + wanted));
     return copy;
-  }
-}
-
-/**
- * A memory of at least `bytes`. One that grows may become as large as the browser lets it: shared
- * memory reserves its addresses at once, so that is tried from the most on.
- * @param {number} bytes @param {boolean} shared @param {boolean} grows
- */
-function allocate(bytes, shared, grows) {
-  const pages = Math.ceil(bytes / PAGE);
-  const hint = 'Choose a smaller model or context, close other pages, or use the webgpu device.';
-  if (pages > MOST_PAGES) {
-    throw new DeviceError('the plan needs more than the 4 GB that WebAssembly has', {
-      got: bytes,
-      hint,
-    });
-  }
-  try {
-    for (let maximum = MOST_PAGES; grows && maximum > pages; maximum /= 2) {
-      try {
-        return new WebAssembly.Memory({ initial: pages, maximum, shared });
-      } catch {
-        // fewer addresses, then
-      }
-    }
-    return new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
-  } catch (cause) {
-    throw new DeviceError(`the browser could not give ${bytes} bytes of memory`, {
-      got: cause,
-      cause,
-      hint,
-    });
   }
 }
 

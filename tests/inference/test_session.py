@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fanlight
-from fanlight.errors import AbortedError, InputError
+from fanlight.errors import AbortedError, InputError, PlanError
 from fanlight.inference.session import InferenceSession, check_options
 from fanlight.runtime.gpu_parts import GpuParts
 from tests.inference import models
@@ -115,6 +115,42 @@ def test_fetches(provider: str) -> None:
 
 
 @PROVIDERS
+def test_tensors_that_stay_on_the_device(provider: str) -> None:
+    """An output of one run is an input of the next, and of later ones."""
+
+    async def work(session: InferenceSession) -> None:
+        given = models.feeds(2, 5)
+        wanted = models.expected(given)
+        got = await session.run(given, {"sums": "device", "best": None})
+        stays = got["sums"]
+        assert str(stays) == "DeviceTensor(float32[2, 6])"
+        next_ = {**models.feeds(2, 300), "bias": wanted["sums"].reshape(2, 1, 6)}
+        with pytest.raises(InputError, match="input bias: wrong number of axes"):
+            await session.run({**next_, "bias": stays})
+        first = await session.run(models.feeds(2, 1), {"y": "device"})
+        bias = np.asarray(await first["y"].read())
+        for seq in (300, 2):
+            given = {**models.feeds(2, seq), "bias": bias}
+            same(await session.run({**given, "bias": first["y"]}), models.expected(given))
+        np.testing.assert_allclose(np.asarray(await stays.read()), wanted["sums"], rtol=1e-5)
+        await stays.dispose()
+        await stays.dispose()
+        with pytest.raises(PlanError, match="no such buffer"):
+            await stays.read()
+        await first["y"].dispose()
+        with pytest.raises(PlanError, match="held buffer was released"):
+            await session.run({**given, "bias": first["y"]})
+        with pytest.raises(InputError, match="output sums: no place"):
+            await session.run(given, {"sums": "elsewhere"})
+        other = await InferenceSession.from_module(models.module(), {}, check_options([provider]))
+        async with other:
+            with pytest.raises(InputError, match="input bias: a tensor of another session"):
+                await other.run({**given, "bias": first["y"]})
+
+    use(provider, work)
+
+
+@PROVIDERS
 def test_sessions_and_runs_at_the_same_time(provider: str) -> None:
     async def work(session: InferenceSession) -> None:
         async def one(batch: int, runner: InferenceSession) -> None:
@@ -174,7 +210,7 @@ def test_dispose_gives_every_buffer_back(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def work(session: InferenceSession) -> None:
         for batch, seq in SIZES:
-            await session.run(models.feeds(batch, seq), ["best"])
+            await session.run(models.feeds(batch, seq), {"best": "device", "sums": None})
 
     use("webgpu", work)
     assert len(made) > 10

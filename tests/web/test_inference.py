@@ -116,6 +116,64 @@ def test_changing_dims(page: Page, folder: Path, provider: str, source: str | No
     assert got["after"] == {"files": 0, "sessions": 0}
 
 
+def test_an_aborted_load_leaves_nothing(page: Page) -> None:
+    """Whenever the abort comes, no session and no file stays behind."""
+    got = page.evaluate("""async () => {
+      const seen = [];
+      for (const stage of ['none', 'open', 'compile', 'load']) {
+        const control = new AbortController();
+        const progress = (event) => event.stage === stage && control.abort();
+        const made = InferenceSession.create('/models/small.onnx',
+          { executionProviders: ['wasm'], signal: control.signal, progress });
+        if (stage === 'open') control.abort();
+        const { code, value } = await outcome(made);
+        await value?.dispose();
+        seen.push(code ?? 'made');
+      }
+      for (let i = 0; i < 50 && (await held()).sessions + (await held()).files; i++) {
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+      return { seen, held: await held() };
+    }""")
+    assert got["seen"][:2] == ["made", "AbortedError"]
+    assert set(got["seen"][2:]) <= {"made", "AbortedError"}
+    assert got["held"] == {"files": 0, "sessions": 0}
+
+
+@pytest.mark.parametrize("provider", ["wasm", "webgpu"])
+def test_tensors_that_stay_on_the_device(page: Page, provider: str) -> None:
+    """An output is an input of the next run; both ways give the same."""
+    got = page.evaluate(
+        """async (provider) => {
+      const session = await InferenceSession.create('/models/small.onnx',
+        { executionProviders: [provider] });
+      const ramp = (n) => Float32Array.from({ length: n }, (_, i) => Math.sin(i));
+      const x = (seq) => ({ data: ramp(seq * 48), dims: [1, seq, 48] });
+      const zero = { data: new Float32Array(40), dims: [1, 1, 40] };
+      const { hidden } = await session.run({ x: x(1), bias: zero }, { hidden: 'device' });
+      const copy = await hidden.read();
+      const same = [];
+      for (const seq of [90, 3]) {
+        const [a, b] = [await session.run({ x: x(seq), bias: hidden }, ['joined']),
+          await session.run({ x: x(seq), bias: copy }, ['joined'])];
+        same.push(a.joined.data.every((v, i) => v === b.joined.data[i]) && a.joined.data[5] !== 0);
+      }
+      const seen = { same, dims: copy.dims, nonzero: copy.data.some((v) => v !== 0) };
+      await hidden.dispose();
+      await hidden.dispose();
+      seen.gone = await outcome(session.run({ x: x(1), bias: hidden }));
+      seen.place = await outcome(session.run({ x: x(1), bias: zero }, { hidden: 'there' }));
+      await session.dispose();
+      await hidden.dispose();
+      return seen;
+    }""",
+        provider,
+    )
+    assert got["same"] == [True, True] and got["nonzero"] and got["dims"] == [1, 1, 40]
+    assert "held buffer was released" in got["gone"]["message"]
+    assert "output hidden: no place" in got["place"]["message"]
+
+
 def test_fetches_errors_and_abort(page: Page) -> None:
     got = page.evaluate("""async () => {
       const session = await InferenceSession.create('/models/small.onnx',

@@ -20,8 +20,8 @@ RUN_FREE = """async ({plan, threads, runs, reads}) => {
   const fields = { plan: bytes(plan).buffer, files: {}, options: { threads } };
   const { session } = await executor.request('load', fields);
   const growths = async () => (await executor.request('stats')).sessions[session].growths;
-  const huge = outcome(executor.request('run', { session, program: 'main', dims: { m: 2 ** 33 } }));
-  const seen = [{ refused: await huge }];
+  const huge = { session, program: 'main', dims: { m: 2 ** 31 - 1 } };
+  const seen = [{ refused: await outcome(executor.request('run', huge)) }];
   for (const [i, { program, feeds, dims }] of runs.entries()) {
     const before = await growths();
     await executor.request('run', { session, program, feeds: { u: bytes(feeds.u) }, dims });
