@@ -87,6 +87,7 @@ class InferenceSession:
         *,
         execution_providers: Sequence[str] = PROVIDERS,
         free_dimension_overrides: Mapping[str, int] | None = None,
+        input_values: Mapping[str, Any] | None = None,
         relaxed_simd: bool = False,
         progress: ProgressCallback | None = None,
     ) -> InferenceSession:
@@ -95,7 +96,9 @@ class InferenceSession:
 
         ``execution_providers``: ``webgpu`` and ``wasm``, the preferred one first; webgpu is passed
         over where it is no real GPU, or lacks something that the model needs, and wasm follows.
-        ``free_dimension_overrides``: symbol → size, fixed while compiling. Raises StoreError,
+        ``free_dimension_overrides``: symbol → size, fixed while compiling. ``input_values``: input
+        → tensor, for inputs that sizes or axes are made of; ``run`` doesn't take them any more.
+        Raises StoreError,
         FormatError, UnsupportedError (all unknown operators at once), InputError, DeviceError.
         Cancelling the call aborts it.
         """
@@ -103,7 +106,7 @@ class InferenceSession:
         made: InferenceSession | None = None
         try:
             async with ModelFiles(model, progress) as files:
-                module = await import_onnx(files, options.overrides)
+                module = await import_onnx(files, options.overrides, input_values)
                 weights = await files.all_of(module)
                 made = await cls.from_module(module, weights, options, progress)
         except BaseException:  # an abort that comes while the files are closed
@@ -261,13 +264,19 @@ def compile_for(module: Module, backend: Backend) -> Plan:
     return compile_module(module, CompileOptions(info.target, info.features, info.max_binding))
 
 
-async def import_onnx(files: ModelFiles, overrides: Mapping[str, int]) -> Module:
+async def import_onnx(
+    files: ModelFiles, overrides: Mapping[str, int], input_values: Mapping[str, Any] | None = None
+) -> Module:
     """The module of an ONNX file, all of its symbols free."""
     from fanlight.formats.onnx import read_model
-    from fanlight.importers.onnx import import_model
+    from fanlight.importers.onnx import Value, import_model
 
     model = await read_model(files.main.read, files.main.size)
-    module = await import_model(model, read=files.read, overrides=overrides, max_dim=MAX_DIM)
+    tensors = {name: as_tensor(value) for name, value in (input_values or {}).items()}
+    values = {name: Value(x.shape, bytes(x.data)) for name, x in tensors.items()}
+    module = await import_model(
+        model, read=files.read, overrides=overrides, max_dim=MAX_DIM, values=values
+    )
     for dim in module.dims:
         module.free.setdefault(dim.name, None)
     return module

@@ -62,15 +62,28 @@ def outcome(case: Case, backend: str) -> tuple[str, str]:
 async def _run(case: Case, backend: str) -> list[Array]:
     if backend == "interpreter":
         return _interpreted(await _module(case), case)
-    session = await InferenceSession.create(
-        case.model.SerializeToString(), execution_providers=[backend]
-    )
+    session = await _session(case, backend)
     try:
-        results = await session.run(case.inputs)
+        taken = {info.name for info in session.inputs}
+        results = await session.run({n: x for n, x in case.inputs.items() if n in taken})
         names = [info.name for info in session.outputs]
         return [np.asarray(results[name]) for name in names]
     finally:
         await session.dispose()
+
+
+async def _session(case: Case, backend: str, names: tuple[str, ...] = ()) -> InferenceSession:
+    """As :func:`_module`."""
+    try:
+        return await InferenceSession.create(
+            case.model.SerializeToString(),
+            execution_providers=[backend],
+            input_values={name: case.inputs[name] for name in names},
+        )
+    except ValuesNeededError as needed:
+        if set(needed.names) <= set(names):
+            raise
+        return await _session(case, backend, (*names, *needed.names))
 
 
 def _interpreted(module: Module, case: Case) -> list[Array]:

@@ -383,14 +383,17 @@ def _clip_attributes(call: Call) -> Node:
 # --- casts
 
 
-def convert(x: Node, to: DType, saturate: bool = True) -> Node:
-    """ONNX's Cast. Float8 and float4 types saturate, infinities too, unless told otherwise."""
+def convert(x: Node, to: DType, saturate: bool = True, round_mode: str = "up") -> Node:
+    """ONNX's Cast. Float8 and float4 types saturate, infinities too, unless told otherwise;
+    ``round_mode``, of powers of two alone (f8e8m0): up, down or nearest."""
     if to is x.dtype:
         return x
+    if to.name == "f8e8m0":
+        return _power_of_two(cast(x, dtypes.f32), saturate, round_mode)
     if to.name in LIMITS and x.dtype.kind != "bool":
         wide = cast(x, dtypes.f32)
         limit = LIMITS[to.name]
-        if to.name == "f4e2m1" or (saturate and to.name != "f8e8m0"):
+        if to.name == "f4e2m1" or saturate:
             inside = do("max", do("min", wide, limit), -limit)
             wide = build.where(apply("isnan", wide), wide, inside)
         return apply("cast", wide, to=to)
@@ -400,19 +403,36 @@ def convert(x: Node, to: DType, saturate: bool = True) -> Node:
 
 
 LIMITS = {"f8e4m3fn": 448.0, "f8e4m3fnuz": 240.0, "f8e5m2": 57344.0, "f8e5m2fnuz": 57344.0}
-LIMITS |= {"f4e2m1": 6.0, "f8e8m0": 2.0**127}
+LIMITS |= {"f4e2m1": 6.0}
+
+
+def _power_of_two(x: Node, saturate: bool, mode: str) -> Node:
+    if saturate:
+        inside = do("max", do("min", x, 2.0**127), 2.0**-127)
+        x = build.where(apply("isnan", x), x, inside)
+    near = cast(apply("cast", x, to=dtypes.DTYPES["f8e8m0"]), dtypes.f32)
+    if mode == "up":
+        near = build.where(do("lt", near, x), do("mul", near, 2.0), near)
+    elif mode == "down":
+        near = build.where(do("gt", near, x), do("mul", near, 0.5), near)
+    return apply("cast", near, to=dtypes.DTYPES["f8e8m0"])
 
 
 @op("Cast", 6, attrs="to saturate round_mode")
 def _cast(call: Call) -> Node:
-    if call.attr_string("round_mode", "up") != "up":
-        call.fail("a rounding mode", got=call.attr_string("round_mode"))
-    return convert(call[0], call.attr_dtype("to"), call.attr_bool("saturate", True))
+    return _converted(call, call.attr_dtype("to"))
 
 
 @op("CastLike", 15, attrs="saturate round_mode")
 def _cast_like(call: Call) -> Node:
-    return convert(call[0], call[1].dtype, call.attr_bool("saturate", True))
+    return _converted(call, call[1].dtype)
+
+
+def _converted(call: Call, to: DType) -> Node:
+    mode = call.attr_string("round_mode", "up")
+    if mode not in ("up", "down", "nearest"):
+        call.fail("a rounding mode", got=mode)
+    return convert(call[0], to, call.attr_bool("saturate", True), mode)
 
 
 @op("Dropout", 7, attrs="ratio seed")
