@@ -107,13 +107,16 @@ def size_u32(size: Size) -> str:
 
 
 def literal(value: float | bool, scalar: str) -> str:
-    """``value`` as a WGSL expression of type ``scalar``, floats rounded to f32 first."""
+    """``value`` as a WGSL expression of type ``scalar``, floats rounded to f32 first and 64-bit
+    integers as pairs of words."""
     if scalar == "bool":
         return "true" if value else "false"
     if scalar == "u32":
         return f"{int(value)}u"
     if scalar == "i32":
         return "i32(-2147483648)" if value == -(1 << 31) else f"{int(value)}i"
+    if scalar in ("i64", "u64"):
+        return f"vec2<u32>({int(value) & 0xFFFFFFFF}u, {int(value) >> 32 & 0xFFFFFFFF}u)"
     if math.isnan(value):
         return "bitcast<f32>(infinity_bits | 1u)"
     try:

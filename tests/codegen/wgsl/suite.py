@@ -7,6 +7,7 @@ import numpy as np
 from fanlight.codegen.wgsl import blocks
 from fanlight.codegen.wgsl import loops as wgsl
 from fanlight.dtypes import DTYPES
+from fanlight.ir.ops import FLOAT_ONLY, INTEGER_ONLY, LOGICAL
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import FUNCTIONS, Axis, LoopKernel, Reduce, apply
@@ -116,22 +117,35 @@ def _loops(bench: Bench) -> list[Launch]:
         launches.append(wgsl.launch(kernel, tuple(names)))
 
     for name, count in FUNCTIONS.items():
-        kind: loops.Scalar = "bool" if name in ("and", "or", "not") else "f32"
-        args = [loops.Load(i, Axis(0), kind) for i in range(count)]
-        types = [DTYPES[kind]] * count
-        if name == "where":
-            args[0], types[0] = loops.Load(0, Axis(0), "bool"), DTYPES["bool"]
-        value = apply(name, *args)
-        out = DTYPES["bool" if value.type == "bool" else "f32"]
-        add(LoopKernel(name, (ROWS, 7), tuple(types), out, value))
+        for kind in _scalars(name):
+            args = [loops.Load(i, Axis(0), kind) for i in range(count)]
+            types = [DTYPES[kind]] * count
+            if name == "where":
+                args[0], types[0] = loops.Load(0, Axis(0), "bool"), DTYPES["bool"]
+            value = apply(name, *args)
+            out = DTYPES["bool" if value.type == "bool" else kind]
+            add(LoopKernel(f"{name} {kind}", (ROWS, 7), tuple(types), out, value))
     for a in loops.SCALAR:
         for b in loops.SCALAR:
             load = loops.Load(0, Axis(0), loops.SCALAR[a])
             cast = load if load.type == loops.SCALAR[b] else loops.Cast(load, loops.SCALAR[b])
             add(LoopKernel(f"{a} to {b}", (ROWS,), (DTYPES[a],), DTYPES[b], cast))
-    for how in ("sum", "max", "min"):
-        for size in (5, 500):
-            body = loops.Load(0, Axis(8), "f32")
-            total = Reduce(how, 8, size, body, "f32")
-            add(LoopKernel(f"{how} {size}", (ROWS,), (DTYPES["f32"],), DTYPES["f32"], total))
+    for how in ("sum", "prod", "max", "min"):
+        for kind in ("f32", "f64", "i32", "u32", "i64", "u64", "bool"):
+            for size in (5, 500):
+                body = loops.Load(0, Axis(8), kind)
+                total = Reduce(how, 8, size, body, kind)
+                name, dtype = f"{how} {kind} {size}", DTYPES[kind]
+                add(LoopKernel(name, (ROWS,), (dtype,), dtype, total))
     return launches
+
+
+def _scalars(name: str) -> tuple[loops.Scalar, ...]:
+    """The scalars that a function is computed in."""
+    if name in LOGICAL:
+        return ("bool",)
+    if name in FLOAT_ONLY:
+        return ("f32", "f64")
+    if name in INTEGER_ONLY:
+        return ("i32", "u32", "i64", "u64")
+    return ("f32", "f64", "i32", "u32", "i64", "u64")
