@@ -366,7 +366,7 @@ class _Compilation:
 
     def _data(self, dtype: str, data: bytes, shape: tuple[Size, ...]) -> str:
         """The buffer that holds ``data``, equal ones once."""
-        data += b"\0" * (-len(data) % 4)
+        data = data + b"\0" * (-len(data) % 4) or b"\0" * 4  # of no elements: one word all the same
         key = (dtype, data)
         if key not in self.constants:
             self.constants[key] = f"constant.{len(self.constants)}"
