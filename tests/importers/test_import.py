@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def model_of(
     nodes: Sequence[onnx.NodeProto],
     inputs: dict[str, tuple[int, Sequence[int | str]]],
     outputs: Sequence[str],
-    weights: dict[str, Array] | None = None,
+    weights: Mapping[str, Array] | None = None,
     **more: Any,
 ) -> onnx.ModelProto:
     """A model of opset 21."""

@@ -201,6 +201,18 @@ _TEXT: dict[str, tuple[str, tuple[str, ...]]] = {
 """,
         (),
     ),
+    "fl_mod_f32": (  # exact for quotients below 2^24; by infinity and by zero as C's fmod
+        """fn fl_mod_f32(a: f32, b: f32) -> f32 {
+  let top = 0x7f800000u;
+  let x = bitcast<u32>(a) & 0x7fffffffu;
+  let y = bitcast<u32>(b) & 0x7fffffffu;
+  if (x >= top || y == 0u || y > top) { return bitcast<f32>(infinity_bits | 0x400000u); }
+  if (y == top) { return a; }
+  return a - b * trunc(a / b);
+}
+""",
+        (),
+    ),
     "fl_mod_i32": (  # not %, which differs for negative values on NVIDIA's Vulkan
         """fn fl_mod_i32(a: i32, b: i32) -> i32 {
   if (b == 0) { return 0; }
