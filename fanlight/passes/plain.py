@@ -1,4 +1,4 @@
-"""Composite ops that the target has no code for become the plain ops that they stand for.
+"""Composite nodes that the target has no code for become the plain ops that they stand for.
 
     dot(a, b)   →   reduce_sum(mul(reshape(a), reshape(permute(b))))
 
@@ -15,18 +15,18 @@ from fanlight.ir.ops import OPS
 from fanlight.passes.rewrite import Build, New, rewrite
 
 
-def run(graph: Graph, has: Callable[[str], bool]) -> Graph:
-    """``graph`` with no composite op that the target hasn't (``has``)."""
-    wanting = [node for node in graph.nodes() if _wanting(node, has)]
+def run(graph: Graph, runs: Callable[[Node], bool]) -> Graph:
+    """``graph`` with no composite node that the target doesn't run (``runs``)."""
+    wanting = [node for node in graph.nodes() if _wanting(node, runs)]
     if not wanting:
         return graph
     builds = {node: _build(node) for node in wanting}
-    return run(rewrite(graph, builds), has)
+    return run(rewrite(graph, builds), runs)
 
 
-def _wanting(node: Node, has: Callable[[str], bool]) -> bool:
+def _wanting(node: Node, runs: Callable[[Node], bool]) -> bool:
     op = OPS[node.op]
-    return op.family == "composite" and not op.changes and not has(node.op)
+    return op.family == "composite" and not op.changes and not runs(node)
 
 
 def _build(node: Node) -> Build:
