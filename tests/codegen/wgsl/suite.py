@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fanlight.codegen.wgsl import blocks
@@ -31,13 +33,14 @@ def kernels() -> list[Kernel]:
         *_blocks(bench),
         *_fused(bench, ("q4_0", "q4_k", "f16")),
         *_loops(bench),
+        *_dots(bench),
     ]
     bench.plan(launches)
     found = dict(bench.kernels)
     for feature in ("subgroups", "cpu"):
         other = Bench(dims=dims, features=frozenset({feature}))
         other.empty("control", "i32", (4,))
-        other.plan(_fused(other, ("q4_1", "q6_k")))
+        other.plan([*_fused(other, ("q4_1", "q6_k")), *_dots(other)])
         found |= other.kernels
     for seed in range(8):
         graph = Bench(dims=(DimSpec(T), DimSpec(POS, "position", 0)))
@@ -104,6 +107,18 @@ def _fused(bench: Bench, stored: tuple[str, ...]) -> list[Launch]:
             attrs = {"start": PLACE, "scale": 0.125, "interleaved": turned, "eps": 1e-6}
             launches += bench.op("attend", [a, k, v, *tables], out, **attrs)
             launches += bench.op("attend", [a, k, v, *tables, *norms], out, **attrs)
+    return launches
+
+
+def _dots(bench: Bench) -> list[Launch]:
+    launches: list[Launch] = []
+    one = bench.empty("dot.one", "f32", (48, 70))
+    for a, b in (((3, ROWS, 48), (48, 70)), ((2, 1, ROWS, 48), (3, 48, 70))):
+        left, right = bench.empty(f"dot.{len(a)}", "f32", a), bench.empty("dot.b", "f32", b)
+        out = bench.empty(f"dot.y.{len(a)}", "f32", (6, ROWS, 70))
+        shape = (3, ROWS, 70) if len(a) == 3 else (2, 3, ROWS, 70)
+        held = replace(out, shape=shape)
+        launches += bench.op("dot", [left, one if len(b) == 2 else right], held)
     return launches
 
 
