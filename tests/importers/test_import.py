@@ -81,7 +81,7 @@ def test_chains_of_shape_arithmetic_vanish() -> None:
         helper.make_node("Transpose", ["turned"], ["straight"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["straight", "back"], ["y"]),
     ]
-    weights = {
+    weights: dict[str, Array] = {
         "zero": np.array(0), "one": np.array(1), "two": np.array(2), "axes": np.array([0]),
         "heads": np.array([4]), "rest": np.array([-1]), "whole": np.array([24]),
     }  # fmt: skip
