@@ -24,7 +24,7 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 def model_of(
     nodes: Sequence[onnx.NodeProto],
-    inputs: dict[str, tuple[int, Sequence[int | str]]],
+    inputs: Mapping[str, tuple[int, Sequence[int | str]]],
     outputs: Sequence[str],
     weights: Mapping[str, Array] | None = None,
     **more: Any,
