@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 import os
 import platform
 import shutil
@@ -60,6 +61,10 @@ def cases(features: frozenset[str]) -> Iterator[Case]:
     ):
         yield product(dtype, rows, 1536, 576, features)
     yield product("q4_1", 128, 576, 1536, features)
+    for m, k, n in ((128, 384, 384), (128, 1536, 384), (128, 384, 1536), (1, 384, 1536)):
+        yield dot((m, k), (k, n), features)
+    yield dot((12, 128, 32), (12, 32, 128), features)
+    yield dot((12, 128, 128), (12, 128, 32), features)
     for cache in ("f32", "f16"):
         for rows, start in ((1, 255), (1, 2000), (128, 0), (128, 896)):
             yield attention(cache, rows, start, features)
@@ -75,6 +80,16 @@ def product(dtype: str, rows: int, n: int, k: int, features: frozenset[str]) -> 
     launches = bench.op("matmul", [x, w], bench.empty("y", "f32", (rows, n)))
     size = DTYPES[dtype].nbytes(n * k)
     return Case(f"matmul {dtype} {rows}x{k}x{n}", bench, launches, size, 2 * rows * n * k)
+
+
+def dot(a: tuple[int, ...], b: tuple[int, ...], features: frozenset[str]) -> Case:
+    """a [..., M, K] @ b [..., K, N]; bytes: of b"""
+    bench = Bench(features=features)
+    shape = (*a[:-1], b[-1])
+    inputs = [bench.empty("a", "f32", a), bench.empty("b", "f32", b)]
+    launches = bench.op("dot", inputs, bench.empty("c", "f32", shape))
+    name = f"dot {'x'.join(map(str, a))} {'x'.join(map(str, b))}"
+    return Case(name, bench, launches, 4 * math.prod(b), 2 * math.prod(shape) * a[-1])
 
 
 def attention(cache: str, rows: int, start: int, features: frozenset[str]) -> Case:

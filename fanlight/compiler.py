@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
 from fanlight.kernels.lower import Lowered, buffer_bytes, lower
 from fanlight.kernels.memory import assign
 from fanlight.kernels.schedule import by_depth
-from fanlight.kernels.target import Context, NotYet, Operand, Part, Target
+from fanlight.kernels.target import Context, NotYet, Operand, Part, Target, runs
 from fanlight.passes import pipeline
 from fanlight.plan import (
     Buffer,
@@ -93,7 +94,7 @@ class _Compilation:
 
     def run(self) -> Plan:
         self._check(self.module, "build")
-        self.module = pipeline.run(self.module, self._has, self._check)
+        self.module = pipeline.run(self.module, self._has, self._check, self._runs)
         self._declare_dims()
         self._declare_states()
         self._place_weights()
@@ -108,6 +109,9 @@ class _Compilation:
     def _has(self, op: str) -> bool:
         return not isinstance(self.target.rules[op], NotYet)
 
+    def _runs(self, node: Node) -> bool:
+        return runs(self.target.rules, node)
+
     def _check(self, module: Module, stage: str) -> None:
         if self.options.verify:
             verify_module(module, stage)
@@ -119,9 +123,10 @@ class _Compilation:
         host = [*self.module.dims, self.first, self.count]
         if self.options.target == "wasm":
             host.append(Dim(plans.THREADS, "host", self.options.max_threads))
-        self.dims = tuple(DimSpec(d) for d in host) + tuple(
-            DimSpec(d.dim, d.state, 4 * d.index) for d in self.module.device_dims
-        )
+        free = self.module.free
+        self.dims = tuple(
+            DimSpec(d, free=d.name in free, bound=free.get(d.name)) for d in host
+        ) + tuple(DimSpec(d.dim, d.state, 4 * d.index) for d in self.module.device_dims)
 
     def _declare_states(self) -> None:
         for name, spec in self.module.states.items():
@@ -207,6 +212,8 @@ class _Compilation:
         assert not isinstance(storage, NotYet)
         rows = source.shape[0] if source.shape else 1
         row_units = max(1, int(str(product(source.shape[1:])))) // source.dtype.block
+        if source.dtype.kind != "block" and source.dtype.block > 1:  # rows may end within a byte
+            rows, row_units = 1, -(-math.prod(source.shape) // source.dtype.block)
         widest = max(plane.unit_bytes for plane in storage.planes) * row_units
         limit = max(1, self.options.max_binding // widest) if widest else rows
         if self.options.target == "wasm":
@@ -359,7 +366,7 @@ class _Compilation:
 
     def _data(self, dtype: str, data: bytes, shape: tuple[Size, ...]) -> str:
         """The buffer that holds ``data``, equal ones once."""
-        data += b"\0" * (-len(data) % 4)
+        data = data + b"\0" * (-len(data) % 4) or b"\0" * 4  # of no elements: one word all the same
         key = (dtype, data)
         if key not in self.constants:
             self.constants[key] = f"constant.{len(self.constants)}"

@@ -88,25 +88,93 @@ class Operation(Expr):
 
 
 def binary(op: str, a: Size, b: Size) -> Size:
-    """The simplest form of ``op(a, b)``: constants folded, neutral elements dropped."""
+    """The simplest form of ``op(a, b)``. Sums and products are put in one form, so that equal ones
+    compare equal; divisions are carried out where they leave no rest, if the divisor is not 0."""
     if isinstance(a, int) and isinstance(b, int):
         return OPS[op](a, b)
-    if op in ("+", "*", "max", "min") and isinstance(a, int):
-        a, b = b, a  # constants on the right
-    if (op in ("+", "-") and b == 0) or (op in ("*", "//", "ceil/") and b == 1):
-        return a
-    if op == "*" and b == 0:
-        return 0
-    if op in ("max", "min") and a == b:
-        return a
-    if op == "-" and a == b:
-        return 0
-    if isinstance(b, int) and isinstance(a, Operation) and a.op == "*" and isinstance(a.b, int):
-        if op == "*":
-            return binary("*", a.a, a.b * b)
-        if op == "//" and a.b % b == 0:
-            return binary("*", a.a, a.b // b)
-    return Operation(op, a, b)
+    if op in ("max", "min"):
+        if isinstance(a, int):
+            a, b = b, a  # constants on the right
+        return a if a == b else Operation(op, a, b)
+    if op in ("+", "-", "*"):
+        return _size(_combine(op, _terms(a), _terms(b)))
+    if b == 1:
+        return 0 if op == "%" else a
+    whole, rest = _divide(_terms(a), _terms(b))
+    if not rest:
+        return 0 if op == "%" else _size(whole)
+    if op == "%":
+        return Operation(op, _size(rest), b) if isinstance(b, int) else Operation(op, a, b)
+    if not whole:
+        return Operation(op, a, b)
+    return _size(_combine("+", whole, _terms(binary(op, _size(rest), b))))
+
+
+_Product: TypeAlias = tuple["Expr", ...]  # sorted by their text
+_Terms: TypeAlias = dict[_Product, int]  # a sum: product of symbols → its factor
+
+
+def _terms(size: Size) -> _Terms:
+    """``size`` as a sum of products."""
+    if isinstance(size, int):
+        return {(): size} if size else {}
+    if isinstance(size, Operation) and size.op in ("+", "-", "*"):
+        return _combine(size.op, _terms(size.a), _terms(size.b))
+    return {(size,): 1}
+
+
+def _combine(op: str, a: _Terms, b: _Terms) -> _Terms:
+    out = dict(a) if op != "*" else {}
+    if op == "*":
+        for x, m in a.items():
+            for y, n in b.items():
+                key = tuple(sorted(x + y, key=str))
+                out[key] = out.get(key, 0) + m * n
+    else:
+        for y, n in b.items():
+            out[y] = out.get(y, 0) + (n if op == "+" else -n)
+    return {key: factor for key, factor in out.items() if factor}
+
+
+def _divide(a: _Terms, b: _Terms) -> tuple[_Terms, _Terms]:
+    """Quotient and rest: the terms of ``a`` that ``b`` divides, divided, and the others."""
+    if len(b) > 1:
+        for factor in {m // n for m in a.values() for n in b.values() if m % n == 0}:
+            if _combine("*", b, {(): factor}) == a:
+                return {(): factor}, {}
+        return {}, a
+    ((divisor, n),) = b.items()
+    whole: _Terms = {}
+    rest: _Terms = {}
+    for symbols, m in a.items():
+        left = list(symbols)
+        for symbol in divisor:
+            if symbol not in left:
+                break
+            left.remove(symbol)
+        else:
+            if m % n == 0:
+                whole[tuple(left)] = m // n
+                continue
+        rest[symbols] = m
+    return whole, rest
+
+
+def _size(terms: _Terms) -> Size:
+    """The one form of a sum: products of many symbols first, then by their text; the number last,
+    and no negative factor first where there is another."""
+    order = sorted(terms, key=lambda p: (terms[p] < 0, not p, -len(p), [str(s) for s in p]))
+    total: Size | None = None
+    for symbols in order:
+        factor = terms[symbols]
+        negative = total is not None and factor < 0
+        term: Size = abs(factor) if negative else factor
+        for number, symbol in enumerate(symbols):
+            term = symbol if number == 0 else Operation("*", term, symbol)
+        if symbols and (scale := abs(factor) if negative else factor) != 1:
+            term = Operation("*", term, scale)
+        total = term if total is None else Operation("-" if negative else "+", total, term)
+    return 0 if total is None else total
 
 
 def ceildiv(a: Size, b: Size) -> Size:

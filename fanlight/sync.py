@@ -1,6 +1,7 @@
-"""The blocking twin: ``fanlight.sync.pipeline(...)`` for scripts and notebooks without ``await``.
+"""The blocking twin: ``fanlight.sync.pipeline(...)`` and ``fanlight.sync.InferenceSession`` for
+scripts and notebooks without ``await``.
 
-CPython: one background thread runs the event loop of all sync pipelines. Pyodide: only where the
+CPython: one background thread runs the event loop of all of them. Pyodide: only where the
 runtime can suspend Python (JavaScript Promise Integration); elsewhere SyncUnavailableError names
 the form to await.
 """
@@ -10,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fanlight.errors import SyncUnavailableError
+from fanlight.inference import session as inference
+from fanlight.inference.tensor import Tensor
 from fanlight.pipelines import pipeline as pipeline_async
 from fanlight.tasks.text_generation import Generation, Messages, TextGeneration
 
@@ -26,6 +29,30 @@ _THREAD = "fanlight-sync"
 def pipeline(task: str, model: str | Path, **options: Any) -> SyncTextGeneration:
     """As ``fanlight.pipeline``, blocking. Raises SyncUnavailableError where that is impossible."""
     return SyncTextGeneration(run(pipeline_async(task, model, **options)))
+
+
+class InferenceSession:
+    """Blocking calls of ``fanlight.InferenceSession`` (``.session``)."""
+
+    def __init__(self, session: inference.InferenceSession) -> None:
+        self.session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.metadata = session.metadata
+
+    @classmethod
+    def create(cls, model: str | Path | bytes, **options: Any) -> InferenceSession:
+        """As ``fanlight.InferenceSession.create``."""
+        return cls(run(inference.InferenceSession.create(model, **options)))
+
+    def run(
+        self, feeds: Mapping[str, Any], fetches: Iterable[str] | Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """As ``fanlight.InferenceSession.run``."""
+        return run(self.session.run(feeds, fetches))
+
+    def dispose(self) -> None:
+        """Gives all memory back."""
+        run(self.session.dispose())
 
 
 class SyncTextGeneration:

@@ -4,7 +4,9 @@
     generate  {pipeline, prompt, options} → {text, tokens, prompt_tokens, finish_reason, timings}
               chunks: pieces of text; once the prompt is tokenised, progress:
               {stage: "prefill", done, total}, in tokens
-    dispose   {pipeline} → null
+    open_session  {model, providers, overrides, relaxed_simd} → what ``InferenceSession.described``
+              says; progress as in create
+    dispose   {pipeline} or {session} → null
 
 ``web/python_worker.js`` calls :meth:`Worker.serve` and :meth:`Worker.abort`. An aborted create
 raises AbortedError; an aborted generate ends as usual, with what there is and the finish reason
@@ -18,13 +20,16 @@ import dataclasses
 import json
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fanlight.errors import AbortedError, FanlightError, InputError
 from fanlight.pipelines import pipeline
 from fanlight.runtime.error_messages import to_message
 from fanlight.runtime.session import Progress
 from fanlight.tasks.text_generation import Generation, TextGeneration
+
+if TYPE_CHECKING:
+    from fanlight.inference.session import InferenceSession
 
 Emit = Callable[[str, str], object]  # "progress" or "chunk", and JSON
 Fields = dict[str, Any]
@@ -35,12 +40,14 @@ class Worker:
 
     def __init__(self) -> None:
         self._pipelines: dict[int, TextGeneration] = {}
+        self._sessions: dict[int, InferenceSession] = {}
         self._answers: dict[int, tuple[int, Generation]] = {}  # request → pipeline and answer
         self._aborts: dict[int, Callable[[], object]] = {}
         self._early: set[int] = set()  # requests that were aborted before they began
         self._next = 1
         self._requests: dict[str, Callable[[int, Fields, Emit], Awaitable[Any]]] = {
             "create": self._create,
+            "open_session": self._open_session,
             "generate": self._generate,
             "dispose": self._dispose,
         }
@@ -90,6 +97,23 @@ class Worker:
         info = dataclasses.asdict(made.session.info)
         return {"pipeline": key, "info": info | {"context": made.context, "timings": made.timings}}
 
+    async def _open_session(self, number: int, fields: Fields, emit: Emit) -> Fields:
+        from fanlight.inference.session import InferenceSession
+
+        def progress(event: Progress) -> None:
+            emit("progress", json.dumps(dataclasses.asdict(event)))
+
+        made = await InferenceSession.create(
+            fields["model"],
+            execution_providers=fields["providers"],
+            free_dimension_overrides=fields["overrides"],
+            relaxed_simd=fields["relaxed_simd"],
+            progress=progress,
+        )
+        key, self._next = self._next, self._next + 1
+        self._sessions[key] = made
+        return {"session": key, "info": dataclasses.asdict(made.info), **made.described()}
+
     async def _generate(self, number: int, fields: Fields, emit: Emit) -> Fields:
         made = self._pipelines.get(fields["pipeline"])
         if made is None:
@@ -113,6 +137,11 @@ class Worker:
         }
 
     async def _dispose(self, number: int, fields: Fields, emit: Emit) -> None:
+        if "session" in fields:
+            session = self._sessions.pop(fields["session"], None)
+            if session is not None:
+                await session.dispose()
+            return
         made = self._pipelines.pop(fields["pipeline"], None)
         for key, answer in list(self._answers.values()):
             if key == fields["pipeline"]:

@@ -26,9 +26,11 @@ Array = NDArray[Any]
 T = Dim("T", "host", 6)
 POS = Dim("pos", "device", 5)
 CACHE = POS.max + T.max
-_SMOOTH = ("tanh", "sigmoid", "silu", "neg", "abs", "sin", "cos", "erf")
+_SMOOTH = ("tanh", "sigmoid", "silu", "neg", "abs", "sin", "cos", "erf", "atan")
 _NUMPY = {"f32": "f4", "f16": "f2", "i32": "i4", "u32": "u4", "i8": "i1", "u8": "u1", "bool": "?"}
-_DTYPES = tuple(DTYPES[name] for name in _NUMPY)
+_NUMPY |= {"f64": "f8", "i64": "i8", "i16": "i2", "u64": "u8", "u16": "u2"}
+ALL = tuple(DTYPES[name] for name in _NUMPY)
+_DTYPES = ALL[:7]
 
 
 @dataclass(slots=True)
@@ -41,12 +43,15 @@ class RandomGraph:
     states: dict[str, tuple[DType, Shape]] = field(default_factory=dict)
 
 
-def random_graph(seed: int, size: int = 24, lanes: int = 1) -> RandomGraph:
+def random_graph(
+    seed: int, size: int = 24, lanes: int = 1, kinds: tuple[DType, ...] = _DTYPES
+) -> RandomGraph:
     """A graph of about ``size`` ops with outputs, updates of both kinds and symbolic sizes.
 
     ``lanes``: what the rows of products, norms and gathers are a multiple of; targets may want 4.
+    ``kinds``: the dtypes that it may have.
     """
-    return _Maker(random.Random(seed), size, lanes).make()
+    return _Maker(random.Random(seed), size, lanes, kinds).make()
 
 
 def random_values(
@@ -69,8 +74,8 @@ def random_array(generator: np.random.Generator, dtype: DType, shape: list[int])
 
 
 class _Maker:
-    def __init__(self, rng: random.Random, size: int, lanes: int) -> None:
-        self.rng, self.size, self.lanes = rng, size, lanes
+    def __init__(self, rng: random.Random, size: int, lanes: int, kinds: tuple[DType, ...]) -> None:
+        self.rng, self.size, self.lanes, self.kinds = rng, size, lanes, kinds
         self.made = RandomGraph(Graph(f"random{size}"))
         self.pool: list[Node] = []
         self.exact: dict[Node, int] = {}  # node → how many multiplications deep
@@ -95,7 +100,7 @@ class _Maker:
 
     def _leaf(self, dtype: DType | None = None, shape: Shape | None = None) -> Node:
         rng, made = self.rng, self.made
-        dtype = dtype or rng.choice((dtypes.f32, dtypes.f32, dtypes.f32, *_DTYPES))
+        dtype = dtype or rng.choice((dtypes.f32, dtypes.f32, dtypes.f32, *self.kinds))
         shape = self._shape() if shape is None else shape
         kind = rng.choice(("input", "weight", "state", "constant"))
         if any(not isinstance(s, int) for s in shape):
@@ -146,12 +151,12 @@ class _Maker:
         if x.dtype.kind == "bool":
             self._add(apply("not", x), 0)
         elif x.dtype.kind != "float":
-            self._add(
-                apply("abs" if x.dtype.kind == "uint" else self.rng.choice(("neg", "abs")), x),
-                self._depth(x),
-            )
+            choice = ("abs", "sign") if x.dtype.kind == "uint" else ("neg", "abs", "sign", "bitnot")
+            self._add(apply(self.rng.choice(choice), x), self._depth(x))
         elif x in self.exact and self.rng.random() < 0.3:
-            self._add(apply(self.rng.choice(("floor", "ceil", "round")), x), self._depth(x))
+            self._add(apply(self.rng.choice(("floor", "ceil", "round", "sign")), x), self._depth(x))
+        elif self.rng.random() < 0.2:
+            self._add(apply(self.rng.choice(("isnan", "isinf")), x), 0)
         else:
             op = self.rng.choice(_SMOOTH)
             self._add(apply(op, x), self._depth(x) if op in ("neg", "abs") else None)
@@ -190,9 +195,11 @@ class _Maker:
             depth = self._depth(x, y)
             if (depth or 0) < 2:
                 choice.append("mul")
-            if x.dtype.kind == "int" and x.dtype.bytes == 4:
+            if x.dtype.kind == "int" and x.dtype.bytes >= 4:
                 y = apply("max", apply("abs", y), self._constant(y.dtype, 1))
                 choice += ["div", "mod"]
+            if x.dtype.kind in ("int", "uint"):
+                choice += ["bitand", "bitor", "bitxor"]
             op = self.rng.choice(choice)
             deeper = depth + (op == "mul") if depth is not None else None
             self._add(apply(op, x, y), deeper)
@@ -214,7 +221,7 @@ class _Maker:
 
     def _cast(self) -> None:
         x = self._pick(exact=True)
-        to = self.rng.choice(_DTYPES)
+        to = self.rng.choice(self.kinds)
         if to.kind == "uint" and x.dtype.kind not in ("uint", "bool"):
             x = apply("abs", x)
         if to.kind != "float" and to.bytes < 4:
@@ -231,7 +238,7 @@ class _Maker:
         x = self._pick()
         rank, rng, depth = len(x.shape), self.rng, self._depth(x)
         kind = rng.choice(
-            ("reshape", "reshape", "permute", "expand", "slice", "concat", "iota", "rope")
+            ("reshape", "reshape", "permute", "expand", "slice", "concat", "iota", "rope", "take")
         )
         if kind == "reshape":
             shape = self._reshaped(x.shape)
@@ -251,9 +258,22 @@ class _Maker:
         elif kind == "concat" and rank:
             self._concat(x)
         elif kind == "iota":
-            self._add(apply("iota", size=rng.choice((3, T, T + 2))), 0)
+            op = rng.choice(("iota", "iota", "size"))
+            self._add(apply(op, size=rng.choice((3, T, T + 2))), 0)
+        elif kind == "take" and rank:
+            self._take(x, depth)
         elif kind == "rope":
             self._rope()
+
+    def _take(self, x: Node, depth: int | None) -> None:
+        """Some rows backwards, from known sizes; what has symbols stays as it is."""
+        indices = []
+        for axis, size in enumerate(x.shape):
+            index = apply("iota", size=size)
+            if isinstance(size, int):
+                index = apply("sub", self._constant(dtypes.i32, size - 1), index)
+            indices.append(apply("reshape", index, shape=(size, *(1,) * (len(x.shape) - axis - 1))))
+        self._add(apply("take", x, *indices), depth)
 
     def _reshaped(self, shape: Shape) -> Shape:
         out: list[Size] = []

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from fanlight.dtypes import DTYPES, DType
-from fanlight.ir.interpreter import MEANINGS
+from fanlight.ir.interpreter import MEANINGS, array_of
 from fanlight.ir.ops import OPS
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Launch
@@ -25,17 +26,64 @@ from fanlight.kernels.target import LOOP, Context, Entry, NotYet, Operand, Plane
 from fanlight.shapes import Size, evaluate, maximum
 
 Array = NDArray[Any]
-NUMPY = {
+#: dtype → numpy's type of one element in memory; packed dtypes have no such
+NUMPY: dict[str, Any] = {
     "f32": "<f4",
+    "f64": "<f8",
     "f16": "<f2",
+    "bf16": ml_dtypes.bfloat16,
+    "f8e4m3fn": ml_dtypes.float8_e4m3fn,
+    "f8e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "f8e5m2": ml_dtypes.float8_e5m2,
+    "f8e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "f8e8m0": ml_dtypes.float8_e8m0fnu,
+    "i64": "<i8",
     "i32": "<i4",
-    "u32": "<u4",
+    "i16": "<i2",
     "i8": "<i1",
+    "u64": "<u8",
+    "u32": "<u4",
+    "u16": "<u2",
     "u8": "<u1",
     "bool": "?",
 }
-_SCALARS = {"f32": "f4", "i32": "i4", "u32": "u4", "bool": "?"}
+_SCALARS = {
+    "f32": "f4",
+    "f64": "f8",
+    "i32": "i4",
+    "u32": "u4",
+    "i64": "i8",
+    "u64": "u8",
+    "bool": "?",
+}
+_COMBINE = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 MAX_BUFFERS = 8
+
+
+def packed(values: Array, dtype: DType) -> Array:
+    """The bytes of values, as u1; integers modulo what the dtype holds."""
+    if dtype.block == 1:
+        array = np.ascontiguousarray(values).astype(NUMPY[dtype.name])
+        return np.frombuffer(array.tobytes(), "u1")
+    bits = 8 // dtype.block
+    if dtype.kind == "float":
+        values = values.astype(ml_dtypes.float4_e2m1fn).view("u1")
+    low = np.zeros((-(-values.size // dtype.block), dtype.block), "i8")
+    low.reshape(-1)[: values.size] = values.reshape(-1).astype("i8") & ((1 << bits) - 1)
+    data: Array = np.bitwise_or.reduce(low << np.arange(0, 8, bits), 1).astype("u1")
+    return data
+
+
+def neutral(kind: str, scalar: str) -> Any:
+    """What a reduction of nothing gives."""
+    if kind in ("sum", "prod"):
+        return 0 if kind == "sum" else 1
+    if scalar[0] == "f":
+        return -np.inf if kind == "max" else np.inf
+    if scalar == "?":
+        return kind == "min"
+    limits = np.iinfo(scalar)
+    return limits.min if kind == "max" else limits.max
 
 
 @dataclass(slots=True)
@@ -47,6 +95,11 @@ class Memory:
 
     def view(self, name: str, dtype: DType) -> Array:
         return self.buffers[name].view(NUMPY[dtype.name])
+
+    def values(self, name: str, dtype: DType) -> Array:
+        """All elements of the buffer, small numbers as wider ones."""
+        data = self.buffers[name]
+        return array_of(data.tobytes(), dtype, [data.size // dtype.bytes * dtype.block])
 
     def value(self, size: Size) -> int:
         return evaluate(size, self.dims)
@@ -67,7 +120,7 @@ def run_loop(kernel: LoopKernel, memory: Memory, names: tuple[str, ...]) -> None
     assert len(set(names)) <= MAX_BUFFERS - 1, f"{kernel.name} reads {len(names) - 1} buffers"
     assert names[-1] not in names[:-1], f"{kernel.name} reads what it writes"
     shape = tuple(memory.value(s) for s in kernel.shape)
-    values = [memory.view(n, d) for n, d in zip(names, kernel.inputs, strict=False)]
+    values = [memory.values(n, d) for n, d in zip(names, kernel.inputs, strict=False)]
     axes: dict[int, Array] = {
         number: np.arange(size, dtype="i4").reshape(
             [-1 if i == number else 1 for i in range(len(shape))]
@@ -76,13 +129,15 @@ def run_loop(kernel: LoopKernel, memory: Memory, names: tuple[str, ...]) -> None
     }
     result = np.broadcast_to(_evaluate(kernel.value, axes, values, memory), shape).reshape(-1)
     offset = int(_evaluate(kernel.offset, {}, values, memory))
-    out = memory.view(names[-1], kernel.output)
-    assert offset >= 0 and offset + result.size <= out.size, f"{kernel.name} writes outside"
-    out[offset : offset + result.size] = result.astype(NUMPY[kernel.output.name])
-    if kernel.output.bytes < 4:
-        assert offset % 4 == 0, f"{kernel.name} starts inside a word"
-        end = (offset + result.size) * kernel.output.bytes
-        memory.buffers[names[-1]][end : -(-end // 4) * 4] = 0xAA
+    out, dtype = memory.buffers[names[-1]], kernel.output
+    data = packed(result, dtype)
+    start = offset // dtype.block * dtype.bytes
+    assert offset >= 0 and start + data.size <= out.size, f"{kernel.name} writes outside"
+    out[start : start + data.size] = data
+    if dtype.bytes < 4:
+        assert offset % (4 * dtype.block // dtype.bytes) == 0, f"{kernel.name} starts inside a word"
+        end = start + data.size
+        out[end : -(-end // 4) * 4] = 0xAA
 
 
 def _evaluate(expr: Expr, axes: Mapping[int, Array], values: list[Array], memory: Memory) -> Any:
@@ -94,7 +149,7 @@ def _evaluate(expr: Expr, axes: Mapping[int, Array], values: list[Array], memory
         case Const():
             return np.asarray(expr.value, kind)
         case Axis():
-            return axes[expr.number]
+            return axes[expr.number].astype(kind)
         case Extent():
             return np.asarray(memory.value(expr.size), kind)
         case Load():
@@ -111,14 +166,14 @@ def _evaluate(expr: Expr, axes: Mapping[int, Array], values: list[Array], memory
                 return np.asarray(MEANINGS[expr.function](np, args, {})).astype(kind)
         case Cast():
             value = child(expr.value)
-            return (np.trunc(value) if kind in ("i4", "u4") else value).astype(kind)
+            whole = value.dtype.kind == "f" and kind[0] in "iu"
+            return (np.trunc(value) if whole else value).astype(kind)
         case Reduce():
-            combine = {"sum": np.add, "max": np.maximum, "min": np.minimum}[expr.kind]
-            total: Any = None
+            total: Any = np.asarray(neutral(expr.kind, kind), kind)
             for i in range(memory.value(expr.extent)):
                 inner = {**axes, expr.axis: np.asarray(i, "i4")}
                 here = _evaluate(expr.body, inner, values, memory)
-                total = here if total is None else combine(total, here).astype(kind)
+                total = _COMBINE[expr.kind](total, here).astype(kind)
             return total
 
 

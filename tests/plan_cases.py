@@ -48,14 +48,22 @@ class Case:
 def webgpu_plan() -> Plan:
     """Every kind of buffer, weight and step."""
     n, count, at = Dim("n", "host", 64), Dim("count", "host", 9), Dim("at", "device", 5)
+    batch, found = Dim("batch", "host", 1 << 40), Dim("found", "host", 1 << 40)
     return Plan(
         target="webgpu",
-        dims=(DimSpec(n), DimSpec(count), DimSpec(at, "state", 4)),
+        dims=(
+            DimSpec(n),
+            DimSpec(count),
+            DimSpec(at, "state", 4),
+            DimSpec(batch, free=True),
+            DimSpec(found, free=True, bound=batch * n),
+        ),
         buffers=(
             Buffer("staging", "staging", 1024),
             Buffer("w", "weight", 64),
             Buffer("state", "state", n * 4 + 8, "i32", (n, 4)),
             Buffer("out", "output", 64),
+            Buffer("many", "output", found * 4),
         ),
         weights=(
             Weight("inline", InlineSource(0, 8, 16), 4, "w"),
@@ -73,7 +81,7 @@ def webgpu_plan() -> Plan:
                 Branch(count, "<", 3, (Copy("out", "state", 16, 4, 8),), (Call("load"),)),
                 Loop(count - 1, (Call("other"),)),
             ),
-            "other": (),
+            "other": (Read("found", "state", 4), Copy("out", "many", 16)),
         },
         segments=(bytes(range(32)),),
         features=("subgroups",),
@@ -147,6 +155,22 @@ WEBGPU: dict[str, tuple[bool, Callable[[Header], None]]] = {
     "dim of zero": (True, put("dims", 0, "max", value=0)),
     "device dim without buffer": (False, drop("dims", 2, "buffer")),
     "device dim, no such buffer": (False, put("dims", 2, "buffer", value="nowhere")),
+    "free device dim": (False, put("dims", 2, "free", value=True)),
+    "free dim of the executor": (False, put("dims", 3, "name", value="unit_first")),
+    "free as a number": (False, put("dims", 3, "free", value=1)),
+    "a dim that is not free with a bound": (False, put("dims", 0, "bound", value=5)),
+    "bound over itself": (False, put("dims", 4, "bound", value=["+", "found", 1])),
+    "bound over a later dim": (False, put("dims", 3, "bound", value="found")),
+    "bound over a device dim": (False, put("dims", 4, "bound", value="at")),
+    "bound of an earlier bound": (True, put("dims", 3, "bound", value=["//", "count", 2])),
+    "read into a free dim without a bound": (False, drop("dims", 4, "bound")),
+    "weight of free size": (False, put("buffers", 1, "bytes", value="batch")),
+    "staging of free size": (False, put("buffers", 0, "bytes", value=["+", "found", 64])),
+    "device dim in a buffer of free size": (False, put("buffers", 2, "bytes", value="batch")),
+    "weight's steps on a buffer of free size": (
+        False,
+        put("weights", 1, "steps", 0, "buffers", value=["staging", "many"]),
+    ),
     "twin buffers": (False, put("buffers", 1, "name", value="out")),
     "buffer size of an unknown dim": (False, put("buffers", 0, "bytes", value="m")),
     "buffer size of an unknown op": (False, put("buffers", 0, "bytes", value=["^", "n", 2])),

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from fanlight import dtypes
 from fanlight.compiler import CompileOptions, compile_module
-from fanlight.dtypes import DType
-from fanlight.ir.graph import DeviceDim, Module, StateSpec, WeightSource
-from fanlight.ir.interpreter import Interpreter
+from fanlight.dtypes import DTYPES, DType
+from fanlight.ir.graph import DeviceDim, Graph, Module, StateSpec, WeightSource
+from fanlight.ir.interpreter import Interpreter, array_of
+from fanlight.ir.ops import apply, weight
 from fanlight.ir.text import parse_graph, print_graph
+from fanlight.kernels.loops import SCALAR
 from fanlight.runtime.backend import Backend, check_device, choose
 from fanlight.shapes import evaluate
-from tests.graphs import POS, RandomGraph, T, random_graph, random_values
+from tests.graphs import ALL, POS, RandomGraph, T, random_graph, random_values
 from tests.loop_reference import NUMPY
 
 Array = NDArray[Any]
@@ -90,7 +92,7 @@ def _same(data: bytes, wanted: Array, dtype: DType, shape: list[int], where: str
     count = int(np.prod(shape))
     got = np.frombuffer(data, NUMPY[dtype.name])[:count].reshape(shape)
     if dtype.kind == "float":
-        scale = 2e-3 if dtype.bytes == 2 else 2e-5
+        scale = {2: 2e-3, 4: 2e-5, 8: 1e-11}[dtype.bytes]
         np.testing.assert_allclose(got, wanted, scale, scale, err_msg=where)
     else:
         np.testing.assert_array_equal(got, wanted, where)
@@ -108,6 +110,37 @@ def test_random_graphs(backend: Backend, seed: int) -> None:
         asyncio.run(check(made, backend, seed))
     except Exception as error:
         raise AssertionError(f"random_graph({seed})\n{print_graph(made.graph)}") from error
+
+
+@pytest.mark.parametrize("seed", range(100, 124))
+def test_random_graphs_of_all_dtypes(seed: int) -> None:
+    """64-bit and 16-bit numbers too, on WebAssembly."""
+    made = random_graph(seed, lanes=4, kinds=ALL)
+    try:
+        asyncio.run(check(made, asyncio.run(choose(check_device("wasm"))), seed))
+    except Exception as error:
+        raise AssertionError(f"random_graph({seed})\n{print_graph(made.graph)}") from error
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_weights_of_every_plain_dtype(name: str) -> None:
+    """Fifteen elements, the bytes as they are in a file, on WebAssembly."""
+    dtype, graph = DTYPES[name], Graph("main")
+    data = np.random.default_rng(4).integers(0, 256, 15 * dtype.bytes, dtype="u1")
+    data = data % 2 if name == "bool" else data[: -(-15 // dtype.block) * dtype.bytes]
+    to = dtypes.i64 if dtype.kind == "int" else dtypes.u64 if dtype.kind == "uint" else dtypes.f64
+    graph.outputs["out"] = apply("cast", weight("w", dtype, (3, 5)), to=to)
+    module = Module({"main": graph}, {"w": WeightSource(dtype, (3, 5), data=data.tobytes())})
+
+    async def run() -> bytes:
+        info = (backend := await choose(check_device("wasm"))).info
+        options = CompileOptions(info.target, info.features, info.max_binding)
+        session = await backend.load(compile_module(module, options), {})
+        await session.run("main", {}, {})
+        return await session.read("out")
+
+    got = np.frombuffer(asyncio.run(run()), NUMPY[to.name])[:15]
+    np.testing.assert_array_equal(got, array_of(data.tobytes(), dtype, [15]))
 
 
 def test_negation_of_a_negative_constant(backend: Backend) -> None:

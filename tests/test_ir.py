@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fanlight import dtypes
 from fanlight.dtypes import DType
 from fanlight.errors import GraphError
 from fanlight.ir import ops
+from fanlight.ir.composite import define
 from fanlight.ir.graph import LEAVES, DeviceDim, Graph, Module, Node, StateSpec, WeightSource
 from fanlight.ir.interpreter import MEANINGS, Interpreter
 from fanlight.ir.ops import OPS, apply
@@ -23,7 +26,9 @@ from tests.graphs import POS, RandomGraph, T, random_graph, random_values
 
 Array = NDArray[Any]
 SEEDS = range(300)
-FUSED = {op.name for op in OPS.values() if op.family == "fused"} | {"after"}  # see tests/passes
+COMPOSITE = {op.name for op in OPS.values() if op.family == "composite"} | {
+    "after"
+}  # see tests/passes
 
 
 def _vector(name: str = "x", dtype: DType = dtypes.f32) -> Node:
@@ -167,7 +172,7 @@ def test_a_graph_that_moves_a_device_dim_cannot_use_it() -> None:
 
 
 def test_every_op_has_a_meaning() -> None:
-    assert set(MEANINGS) | FUSED == set(OPS) - set(LEAVES)
+    assert set(MEANINGS) | COMPOSITE == set(OPS) - set(LEAVES)
 
 
 def _run(made: RandomGraph, graph: Graph, seed: int) -> dict[str, Array]:
@@ -193,7 +198,8 @@ def test_types_agree_with_what_the_interpreter_gives() -> None:
             kind = {"float": "f", "int": "i", "uint": "u", "bool": "b"}[node.dtype.kind]
             assert value.dtype.kind == kind, where
             seen.add(node.op)
-    missing = set(OPS) - seen - FUSED - {"exp", "log", "sqrt", "rsqrt", "recip", "pow"}
+    missing = set(OPS) - seen - COMPOSITE - {"exp", "log", "sqrt", "rsqrt", "recip", "pow"}
+    missing -= {"shl", "shr", "reduce_prod"}
     assert not missing, f"no random graph has {missing}"
 
 
@@ -220,12 +226,13 @@ _TORCH: dict[str, Any] = {
     "round": torch.round, "add": torch.add, "sub": torch.sub, "mul": torch.mul,
     "div": torch.div, "mod": torch.fmod, "max": torch.maximum, "min": torch.minimum,
     "pow": torch.pow, "eq": torch.eq, "ne": torch.ne, "lt": torch.lt, "le": torch.le,
-    "gt": torch.gt, "ge": torch.ge,
+    "gt": torch.gt, "ge": torch.ge, "atan": torch.atan, "sign": torch.sign,
+    "isnan": torch.isnan, "isinf": torch.isinf,
 }  # fmt: skip
 
 
 def test_the_elementwise_table_is_whole() -> None:
-    assert set(_TORCH) == set(ops.ELEMENTWISE) - {"where"} - ops.LOGICAL
+    assert set(_TORCH) == set(ops.ELEMENTWISE) - {"where"} - ops.LOGICAL - ops.INTEGER_ONLY
 
 
 @pytest.mark.parametrize("op", sorted(_TORCH))
@@ -239,6 +246,71 @@ def test_elementwise(op: str) -> None:
     got = _evaluate(apply(op, *nodes), dict(zip(names, arrays, strict=True)))
     wanted = _TORCH[op](*(torch.from_numpy(a) for a in arrays)).numpy()
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", "i8 u8 i32 u32 i64 u64".split())
+def test_bits_of_integers(name: str) -> None:
+    """Python's integers, wrapped, are the reference; shifts by all bits and more included."""
+    dtype, bits = dtypes.DTYPES[name], 8 * dtypes.DTYPES[name].bytes
+    low = -(1 << bits - 1) if dtype.kind == "int" else 0
+    values = [low, low + 1, 0, 1, 5, low + (1 << bits) - 1]
+    x = np.array(values * len(values), {"i": "i", "u": "u"}[name[0]] + str(dtype.bytes))
+    y = np.repeat(np.array([0, 1, 3, bits - 1, bits, bits + 9], x.dtype), len(values))
+    nodes = [ops.input_(n, dtype, x.shape) for n in "xy"]
+
+    def wrapped(value: int) -> int:
+        value &= (1 << bits) - 1
+        return value - (1 << bits) if low and value >> bits - 1 else value
+
+    meanings: dict[str, Callable[[int, int], int]] = {
+        "bitand": lambda a, b: a & b,
+        "bitor": lambda a, b: a | b,
+        "bitxor": lambda a, b: a ^ b,
+        "shl": lambda a, b: a << b,
+        "shr": lambda a, b: a >> b,
+    }
+    for op, meaning in meanings.items():
+        got = _evaluate(apply(op, *nodes), {"x": x, "y": y})
+        pairs = zip(x.tolist(), y.tolist(), strict=True)
+        assert got.tolist() == [wrapped(meaning(a, b)) for a, b in pairs], op
+    got = _evaluate(apply("bitnot", nodes[0]), {"x": x})
+    assert got.tolist() == [wrapped(~a) for a in x.tolist()]
+
+
+def test_take_is_numpys_indexing() -> None:
+    x = _normal(5, 7)
+    rows, columns = np.array([[4], [0], [2]], "i4"), np.array([6, 6, 1, 0], "i4")
+    indices = [ops.input_("r", dtypes.i32, (3, 1)), ops.input_("c", dtypes.i32, (4,))]
+    node = apply("take", ops.input_("x", dtypes.f32, (5, 7)), *indices)
+    got = _evaluate(node, {"x": x, "r": rows, "c": columns})
+    np.testing.assert_array_equal(got, x[rows, columns])
+
+
+def test_dot_and_its_definition_are_matmul() -> None:
+    a, b = _normal(2, 1, 3, 5), _normal(4, 5, 6)
+    nodes = ops.input_("a", dtypes.f32, a.shape), ops.input_("b", dtypes.f32, b.shape)
+    for node in (apply("dot", *nodes), define("dot", nodes, {}).value):
+        np.testing.assert_allclose(_evaluate(node, {"a": a, "b": b}), a @ b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["i4", "u4", "i2", "u2", "f4e2m1", "f8e4m3fn", "f8e5m2", "f8e8m0"])
+def test_small_types(name: str) -> None:
+    """Constants are read, and casts rounded, as ml_dtypes does."""
+    dtype = dtypes.DTYPES[name]
+    kinds = {"i4": "int4", "u4": "uint4", "i2": "int2", "u2": "uint2", "f4e2m1": "float4_e2m1fn"}
+    kinds |= {"f8e4m3fn": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu"}
+    kind = getattr(ml_dtypes, kinds[name])
+    x = np.abs(_normal(37)) * 3 if name[0] == "u" or name == "f8e8m0" else _normal(37) * 3
+    whole = x if dtype.kind == "float" else np.clip(np.trunc(x), -2 if name == "i2" else -8, 3)
+    got = _evaluate(apply("cast", ops.input_("x", dtypes.f32, (37,)), to=dtype), {"x": whole})
+    wanted = whole.astype("f4").astype(kind)
+    np.testing.assert_array_equal(got.astype("f4"), wanted.astype("f4"))
+    bits = 8 // dtype.block
+    codes = wanted.view("u1") & ((1 << bits) - 1)
+    codes = np.pad(codes, (0, -len(codes) % dtype.block)).reshape(-1, dtype.block)
+    data = (codes << np.arange(0, 8, bits, dtype="u1")).sum(1).astype("u1").tobytes()
+    constant = apply("constant", dtype=dtype, shape=(37,), data=data)
+    np.testing.assert_array_equal(_evaluate(constant, {}), got)
 
 
 def test_integers_truncate() -> None:

@@ -17,7 +17,8 @@ PACKAGE = Path(fanlight.__file__).parent
 # First to last, as in docs/design.md. A name is a file or a folder of the package.
 ROOMS = """
     errors dtypes shapes plan ir formats archs importers passes kernels codegen compiler
-    runtime web hub text vision audio tasks chat pipelines sync worker api server cli bench
+    runtime web hub text vision audio tasks chat pipelines inference sync worker api
+    server cli bench
 """.split()
 # Files with another place than their folder's, and why.
 PLACES = {
@@ -31,7 +32,14 @@ TYPING_ONLY = {("kernels/launch", "codegen")}
 # files that the browser doesn't get (bundle.EXCLUDED); the last test here makes sure that those are
 # themselves imported lazily.
 EXTRAS = {
-    "numpy": {"ir/interpreter", "formats/dequant", "runtime/gpu", "runtime/wasm"},
+    "numpy": {
+        "ir/interpreter",
+        "formats/dequant",
+        "runtime/gpu",
+        "runtime/wasm",
+        "inference/tensor",
+    },
+    "ml_dtypes": {"ir/interpreter", "inference/tensor"},
     "wgpu": {"runtime/gpu", "runtime/gpu_device"},
     "wasmtime": {"runtime/wasm"},
     "tokenizers": {"text/encoders", "text/tokenizer"},

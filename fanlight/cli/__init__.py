@@ -1,4 +1,4 @@
-"""The command line: ``fanlight run``, ``inspect``, ``serve``. One subcommand, one file.
+"""The command line: ``fanlight run``, ``run-onnx``, ``inspect``, ``serve``: a file for each.
 
 Exit status: 0; 1 for an error of ours (one message on stderr); 2 for wrong usage; 130 after Ctrl-C.
 Needs the extra ``cli``.

@@ -9,6 +9,7 @@ import typer
 from fanlight import __version__
 from fanlight.cli.inspect import inspect
 from fanlight.cli.run import run
+from fanlight.cli.run_onnx import run_onnx
 from fanlight.cli.serve import serve
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(run)
+app.command("run-onnx")(run_onnx)
 app.command()(inspect)
 app.command()(serve)
 

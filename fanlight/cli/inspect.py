@@ -1,4 +1,5 @@
-"""``fanlight inspect MODEL``: what a GGUF file holds, and what it needs in memory on each target.
+"""``fanlight inspect MODEL``: what a GGUF or ONNX file holds, and what it needs in memory on each
+target (ONNX: ``inspect_onnx.py``).
 
 The memory is that of real plans: the model is compiled for both targets, with the usual options.
 """
@@ -10,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import typer
@@ -18,12 +20,15 @@ from rich.table import Table
 
 from fanlight import shapes
 from fanlight.archs import llama
+from fanlight.cli import inspect_onnx
 from fanlight.cli.progress import Bars
+from fanlight.cli.run_onnx import sizes
+from fanlight.cli.tables import megabytes, new_table, sizes_table
 from fanlight.compiler import CompileOptions, compile_module
 from fanlight.errors import UnsupportedError
 from fanlight.formats import gguf
 from fanlight.hub.files import ModelFile
-from fanlight.pipelines import open_model
+from fanlight.inference.files import ModelFiles
 from fanlight.plan import THREADS, Plan
 from fanlight.tasks.text_generation import build_module
 
@@ -36,24 +41,39 @@ _TARGETS = {
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A GGUF file: its path or URL.")],
+    model: Annotated[str, typer.Argument(help="A GGUF or ONNX file: its path or URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     context: Annotated[
         int | None, typer.Option(min=2, help="Most tokens of prompt and answer.")
     ] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option("--dim", metavar="NAME=SIZE", help="ONNX: a free dimension's size; else 1."),
+    ] = None,
 ) -> None:
     """Show a model's structure, its sizes, and the memory it needs."""
-    found = asyncio.run(describe(model, context))
+    found = asyncio.run(_describe(model, context, sizes(dim)))
     if as_json:
         print(json.dumps(found, indent=2))
+    elif "ops" in found:
+        inspect_onnx.show(found)
     else:
         _show(found)
 
 
-async def describe(model: str, context: int | None = None) -> dict[str, Any]:
-    """Everything that is shown, as JSON values; sizes in bytes. Raises FormatError, StoreError."""
-    with Bars() as bars:
-        file = await open_model(model, bars)
+async def _describe(model: str, context: int | None, dims: dict[str, int]) -> dict[str, Any]:
+    """By the file's first bytes: GGUF has a magic number, ONNX has none."""
+    async with AsyncExitStack() as stack:
+        with Bars() as bars:
+            files = await stack.enter_async_context(ModelFiles(model, bars))
+        if await files.main.read(0, 4) == b"GGUF":
+            return await describe(files.main, context)
+        return await inspect_onnx.describe(files, _TARGETS, dims)
+
+
+async def describe(file: ModelFile, context: int | None = None) -> dict[str, Any]:
+    """Everything that is shown of a GGUF file, as JSON values; sizes in bytes. Raises FormatError,
+    StoreError."""
     header = await gguf.read_header(file.read, file.size)
     metadata = header.metadata
     tokens = metadata.get("tokenizer.ggml.tokens", ())
@@ -146,7 +166,7 @@ def memory_of(plan: Plan) -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     console = Console()
     console.print(_facts(found))
-    console.print(_dtype_table(found))
+    console.print(sizes_table(found["dtypes"]))
     console.print(_tensor_table(found))
     console.print(_memory_table(found))
     for target, row in found["memory"].items():
@@ -154,20 +174,13 @@ def _show(found: dict[str, Any]) -> None:
             console.print(f"{target}: can't run it: {row['unsupported']}", markup=False)
 
 
-def _table(*columns: str, title: str = "") -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column.strip("<"), justify="left" if column.startswith("<") else "right")
-    return table
-
-
 def _facts(found: dict[str, Any]) -> Table:
-    table = _table("<", "<")
+    table = new_table("<", "<")
     table.show_header = False
     table.columns[1].overflow = "fold"
     tokenizer = found["tokenizer"]
     rows = {
-        "file": f"{found['file']} ({_megabytes(found['bytes'])}, {found['format']})",
+        "file": f"{found['file']} ({megabytes(found['bytes'])}, {found['format']})",
         "name": found["name"] or "–",
         "architecture": found["architecture"],
         **found["config"],
@@ -180,19 +193,11 @@ def _facts(found: dict[str, Any]) -> Table:
     return table
 
 
-def _dtype_table(found: dict[str, Any]) -> Table:
-    table = _table("<dtype", "tensors", "parameters", "size", title="\nSizes by dtype")
-    for dtype, row in found["dtypes"].items():
-        size = _megabytes(row["bytes"])
-        table.add_row(dtype, str(row["tensors"]), f"{row['parameters']:,}", size)
-    return table
-
-
 def _tensor_table(found: dict[str, Any]) -> Table:
-    table = _table("<name", "shape", "<dtype", "count", "size", title="\nTensors")
+    table = new_table("<name", "shape", "<dtype", "count", "size", title="\nTensors")
     for row in found["tensors"]:
         shape = " × ".join(map(str, row["shape"]))
-        size = _megabytes(row["bytes"])
+        size = megabytes(row["bytes"])
         table.add_row(row["name"], shape, row["dtype"], str(row["count"]), size)
     return table
 
@@ -200,15 +205,11 @@ def _tensor_table(found: dict[str, Any]) -> Table:
 def _memory_table(found: dict[str, Any]) -> Table:
     kinds = ("weights", "kv_cache", "states", "arena", "other", "total")
     heads = [kind.replace("_", " ") for kind in kinds]
-    table = _table("<target", "context", *heads, title="\nMemory that it needs")
+    table = new_table("<target", "context", *heads, title="\nMemory that it needs")
     for target, row in found["memory"].items():
         if "unsupported" not in row:
-            table.add_row(target, str(row["context"]), *(_megabytes(row[kind]) for kind in kinds))
+            table.add_row(target, str(row["context"]), *(megabytes(row[kind]) for kind in kinds))
     return table
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
 
 
 __all__ = ["describe", "inspect", "memory_of"]

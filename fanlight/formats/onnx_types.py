@@ -43,13 +43,13 @@ _TABLE = """
     7 int64 64 int64_data i64           8 string 0 string_data -
     9 bool 8 int32_data bool            10 float16 16 int32_data f16
     11 double 64 double_data f64        12 uint32 32 uint64_data u32
-    13 uint64 64 uint64_data -          14 complex64 64 float_data -
+    13 uint64 64 uint64_data u64         14 complex64 64 float_data -
     15 complex128 128 double_data -     16 bfloat16 16 int32_data bf16
-    17 float8e4m3fn 8 int32_data -      18 float8e4m3fnuz 8 int32_data -
-    19 float8e5m2 8 int32_data -        20 float8e5m2fnuz 8 int32_data -
-    21 uint4 4 int32_data -             22 int4 4 int32_data -
-    23 float4e2m1 4 int32_data -        24 float8e8m0 8 int32_data -
-    25 uint2 2 int32_data -             26 int2 2 int32_data -
+    17 float8e4m3fn 8 int32_data f8e4m3fn  18 float8e4m3fnuz 8 int32_data f8e4m3fnuz
+    19 float8e5m2 8 int32_data f8e5m2   20 float8e5m2fnuz 8 int32_data f8e5m2fnuz
+    21 uint4 4 int32_data u4            22 int4 4 int32_data i4
+    23 float4e2m1 4 int32_data f4e2m1   24 float8e8m0 8 int32_data f8e8m0
+    25 uint2 2 int32_data u2            26 int2 2 int32_data i2
     27 float6e2m3 6 int32_data -        28 float6e3m2 6 int32_data -
 """.split()
 

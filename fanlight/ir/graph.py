@@ -111,12 +111,15 @@ class Module:
 
     ``programs``: name → plan steps over graph names (``plan.Call``, ``Loop``, ``Branch``,
     ``Read``). A graph that no program calls is a program of its own name. ``dims``: every host dim.
+    ``free``: those that no memory is laid out for before a run, each with its bound: a size that it
+    can't exceed, where a program reads it back, or None where the caller gives it (``plan``).
     """
 
     graphs: dict[str, Graph] = field(default_factory=dict)
     weights: dict[str, WeightSource] = field(default_factory=dict)
     states: dict[str, StateSpec] = field(default_factory=dict)
     dims: list[Dim] = field(default_factory=list)
+    free: dict[str, Size | None] = field(default_factory=dict)
     device_dims: list[DeviceDim] = field(default_factory=list)
     programs: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -1,16 +1,18 @@
 """The meaning of every op, in numpy: slow, obvious, the definition that targets are held against.
 
 Floats are computed in ``f64`` on request (``precise=True``) to serve as a reference beyond f32.
-numpy is imported when called; this room is not part of the browser bundle.
+numpy and ml_dtypes are imported when called; this room is not part of the browser bundle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fanlight.dtypes import DType
 from fanlight.errors import GraphError
-from fanlight.ir.fused import define
+from fanlight.ir.composite import define
 from fanlight.ir.graph import Graph, Node, topological
 from fanlight.ir.ops import OPS
 from fanlight.shapes import evaluate
@@ -29,10 +31,24 @@ _NUMPY = {
     "i16": "i2",
     "i8": "i1",
 } | {
+    "u64": "u8",
     "u32": "u4",
     "u16": "u2",
     "u8": "u1",
     "bool": "?",
+    "i4": "i1",
+    "u4": "u1",
+    "i2": "i1",
+    "u2": "u1",
+}
+_BITS = {"i4": 4, "u4": 4, "i2": 2, "u2": 2}
+_SMALL_FLOATS = {  # → names in ml_dtypes
+    "f8e4m3fn": "float8_e4m3fn",
+    "f8e4m3fnuz": "float8_e4m3fnuz",
+    "f8e5m2": "float8_e5m2",
+    "f8e5m2fnuz": "float8_e5m2fnuz",
+    "f8e8m0": "float8_e8m0fnu",
+    "f4e2m1": "float4_e2m1fn",
 }
 
 
@@ -65,13 +81,14 @@ class Interpreter:
         feeds: Mapping[str, Array],
         dims: Mapping[str, int],
     ) -> None:
-        """Adds the value of ``node``; a fused op's is that of its definition."""
-        fused = node.inputs[0] if node.op == "after" else node
-        if OPS[fused.op].family != "fused":
+        """Adds the value of ``node``; a composite op's is that of its definition, where it has no
+        meaning of its own."""
+        whole = node.inputs[0] if node.op == "after" else node
+        if OPS[whole.op].family != "composite" or node.op in MEANINGS:
             values[node] = self._node(node, [values[x] for x in node.inputs], feeds, dims)
             return
-        meant = define(fused.op, fused.inputs, fused.attrs)
-        root = meant.changed[node.attrs["input"]] if node is not fused else meant.value
+        meant = define(whole.op, whole.inputs, whole.attrs)
+        root = meant.changed[node.attrs["input"]] if node is not whole else meant.value
         for inner in topological([root]):
             if inner not in values:
                 self._into(values, inner, feeds, dims)
@@ -87,21 +104,68 @@ class Interpreter:
                 raise GraphError(f"no value for {node.op}", got=node.name)
             value = np.asarray(table[node.name])
         elif node.op == "constant":
-            value = np.frombuffer(node.attrs["data"], "<" + _NUMPY[node.dtype.name])
-            value = value.reshape([evaluate(s, dims) for s in node.shape])
+            shape = [evaluate(s, dims) for s in node.shape]
+            value = array_of(node.attrs["data"], node.dtype, shape)
         else:
             attrs = {k: _attr(v, dims) for k, v in node.attrs.items()}
             value = MEANINGS[node.op](np, args, attrs)
         if node.dtype.kind == "float" or node.dtype.kind == "block":
-            if node.dtype.name == "f16":
-                value = value.astype("f2")
-            elif node.dtype.name == "bf16":
-                value = _bf16(np, value)
-            kind = "f8" if self.precise else "f4"
+            value = _rounded(np, np.asarray(value), node.dtype.name)
+            kind = "f8" if self.precise or node.dtype.name == "f64" else "f4"
         else:
             kind = _NUMPY[node.dtype.name]
+        if node.dtype.name in _BITS:
+            value = _wrapped(np, np.asarray(value), node.dtype)
         out: Array = np.asarray(value).astype(kind, copy=False)
         return out
+
+
+def array_of(data: bytes, dtype: DType, shape: Sequence[int]) -> Array:
+    """The values of little-endian ``data``: floats of less than 32 bits as f4, integers of less
+    than 8 bits as 8-bit ones. No block types."""
+    import numpy as np
+
+    raw: Array
+    count = math.prod(shape)
+    if dtype.block > 1:
+        bits = 8 // dtype.block
+        raw = np.frombuffer(data, "u1")[:, None] >> np.arange(0, 8, bits, dtype="u1")
+        raw = (raw.reshape(-1)[:count] & ((1 << bits) - 1)).astype("u1")
+        if dtype.kind != "float":
+            raw = _wrapped(np, raw, dtype).astype(_NUMPY[dtype.name])
+        else:
+            raw = raw.view(_small(dtype.name)).astype("f4")
+        return raw.reshape(shape)
+    if dtype.name == "bf16":
+        raw = (np.frombuffer(data, "<u2", count).astype("u4") << 16).view("f4")
+    elif dtype.name in _SMALL_FLOATS:
+        raw = np.frombuffer(data, _small(dtype.name), count).astype("f4")
+    else:
+        raw = np.frombuffer(data, "<" + _NUMPY[dtype.name], count)
+    return raw.reshape(shape)
+
+
+def _small(name: str) -> Any:
+    """The numpy type of a float8 or float4."""
+    import ml_dtypes
+
+    return getattr(ml_dtypes, _SMALL_FLOATS[name])
+
+
+def _rounded(np: Any, value: Any, name: str) -> Any:
+    """The nearest values of a narrower float."""
+    if name == "f16":
+        return value.astype("f2")
+    if name == "bf16":
+        return _bf16(np, value)
+    return value.astype("f4").astype(_small(name)) if name in _SMALL_FLOATS else value
+
+
+def _wrapped(np: Any, value: Any, dtype: DType) -> Any:
+    """Integers modulo 2 to the number of bits of a packed type."""
+    bits = _BITS[dtype.name]
+    low = value.astype("i8") & ((1 << bits) - 1)
+    return np.where(low >= 1 << bits - 1, low - (1 << bits), low) if dtype.kind == "int" else low
 
 
 def _bf16(np: Any, x: Any) -> Any:
@@ -133,7 +197,15 @@ def _erf(np: Any, x: Any) -> Any:
 def _truncated(np: Any, a: Any, b: Any) -> Any:
     if a.dtype.kind == "f":
         return a / b
-    return np.trunc(a.astype("f8") / b).astype(a.dtype)
+    return (a - np.fmod(a, b)) // b  # by 0: 0
+
+
+def _shift(np: Any, x: Any, by: Any, way: str) -> Any:
+    bits = 8 * x.dtype.itemsize
+    some = np.minimum(by, bits - 1).astype(x.dtype)
+    shifted = x << some if way == "left" else x >> some
+    rest = np.where(x < 0, -1, 0).astype(x.dtype) if way == "right" else np.zeros_like(x)
+    return np.where(by >= bits, rest, shifted)
 
 
 def _slice(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
@@ -149,6 +221,23 @@ def _update(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
 
 def _reduce(function: str) -> Meaning:
     return lambda np, a, t: getattr(np, function)(a[0], axis=t["axes"], keepdims=t["keep"])
+
+
+def _extreme(low: bool) -> Meaning:
+    """Of no elements: what every element would replace."""
+
+    def meaning(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
+        x = args[0]
+        if x.dtype.kind == "f":
+            start = -np.inf if low else np.inf
+        elif x.dtype.kind == "b":
+            start = not low
+        else:
+            start = np.iinfo(x.dtype).min if low else np.iinfo(x.dtype).max
+        function = np.max if low else np.min
+        return function(x, axis=attrs["axes"], keepdims=attrs["keep"], initial=start)
+
+    return meaning
 
 
 def _rms_norm(np: Any, args: list[Any], attrs: dict[str, Any]) -> Any:
@@ -222,6 +311,16 @@ MEANINGS: dict[str, Meaning] = {
     "floor": lambda np, a, t: np.floor(a[0]),
     "ceil": lambda np, a, t: np.ceil(a[0]),
     "round": lambda np, a, t: np.round(a[0]),
+    "atan": lambda np, a, t: np.arctan(a[0]),
+    "sign": lambda np, a, t: np.sign(a[0]),
+    "isnan": lambda np, a, t: np.isnan(a[0]),
+    "isinf": lambda np, a, t: np.isinf(a[0]),
+    "bitand": lambda np, a, t: a[0] & a[1],
+    "bitor": lambda np, a, t: a[0] | a[1],
+    "bitxor": lambda np, a, t: a[0] ^ a[1],
+    "bitnot": lambda np, a, t: ~a[0],
+    "shl": lambda np, a, t: _shift(np, a[0], a[1], "left"),
+    "shr": lambda np, a, t: _shift(np, a[0], a[1], "right"),
     "where": lambda np, a, t: np.where(a[0], a[1], a[2]),
     "cast": lambda np, a, t: np.trunc(a[0]) if t["to"].kind in ("int", "uint") else a[0],
     "reshape": lambda np, a, t: a[0].reshape(t["shape"]),
@@ -229,14 +328,18 @@ MEANINGS: dict[str, Meaning] = {
     "expand": lambda np, a, t: np.broadcast_to(a[0], t["shape"]),
     "slice": _slice,
     "concat": lambda np, a, t: np.concatenate(a, axis=t["axis"]),
+    "size": lambda np, a, t: np.asarray(t["size"]),
     "iota": lambda np, a, t: np.arange(t["size"]),
+    "take": lambda np, a, t: a[0][tuple(a[1:])],
     "gather": lambda np, a, t: a[0][a[1]],
     "update": _update,
     "reduce_sum": _reduce("sum"),
-    "reduce_max": _reduce("max"),
-    "reduce_min": _reduce("min"),
+    "reduce_prod": _reduce("prod"),
+    "reduce_max": _extreme(low=True),
+    "reduce_min": _extreme(low=False),
     "argmax": lambda np, a, t: np.argmax(a[0], axis=-1),
     "matmul": lambda np, a, t: a[0] @ a[1].T,
+    "dot": lambda np, a, t: np.matmul(a[0], a[1]),
     "rms_norm": _rms_norm,
     "rope": _rope,
     "attention": _attention,

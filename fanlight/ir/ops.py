@@ -2,8 +2,11 @@
 
 The meaning of each op is in ``interpreter.py``, keyed by the same names; each target's table is
 total over this list (tests hold both). Elementwise ops broadcast as numpy does. Matrix products
-take the second operand transposed, ``[N, K]``, as checkpoints store it. Fused ops are defined by
-plain ones, in ``fused.py``.
+take the second operand transposed, ``[N, K]``, as checkpoints store it. ``take`` is x at computed
+places: inputs x and an i32 index for each of its axes, within it; the indices broadcast to the
+result's shape. With ``iota`` it stands for all movement that has no op of its own (strides, flips,
+padding, gathers, windows). Composite ops are defined by plain
+ones, in ``composite.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from fanlight.ir.graph import Node, Shape, type_text
 from fanlight.shapes import Expr, Size, maximum, product
 
 AttrKind = Literal["int", "float", "bool", "str", "size", "sizes", "ints", "dtype", "bytes"]
-Family = Literal["leaf", "elementwise", "movement", "reduction", "block", "fused"]
+Family = Literal["leaf", "elementwise", "movement", "reduction", "block", "composite"]
 Result = tuple[DType, Shape]
 RuleFunction = Callable[[tuple[Node, ...], dict[str, Any]], Result]
 
@@ -82,7 +85,10 @@ def _leaf(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
 
 def _constant(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     dtype, shape, data = attrs["dtype"], attrs["shape"], attrs["data"]
-    wanted = dtype.nbytes(maximum(product(shape)))
+    count = maximum(product(shape))
+    wanted = (
+        -(-count // dtype.block) * dtype.bytes if dtype.kind != "block" else dtype.nbytes(count)
+    )
     if len(data) != wanted:
         raise GraphError("wrong number of bytes", where="constant", got=len(data), wanted=wanted)
     return dtype, shape
@@ -91,17 +97,24 @@ def _constant(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
 # --- elementwise
 
 FLOAT_ONLY = frozenset(
-    "exp log sqrt rsqrt recip tanh sigmoid silu erf sin cos floor ceil round pow".split()
+    "exp log sqrt rsqrt recip tanh sigmoid silu erf sin cos atan floor ceil round pow".split()
+    + "isnan isinf".split()
 )
+INTEGER_ONLY = frozenset("bitand bitor bitxor bitnot shl shr".split())
 COMPARISONS = frozenset("eq ne lt le gt ge".split())
 LOGICAL = frozenset("and or not".split())
+BOOLEAN = COMPARISONS | LOGICAL | {"isnan", "isinf"}
 
-#: name → number of inputs, of every elementwise op. ``div`` and ``mod`` of integers truncate.
+#: name → number of inputs, of every elementwise op. ``div`` and ``mod`` of integers truncate,
+#: their sums, products and ``neg`` wrap around, as does ``shl``; ``shr`` keeps the sign of signed
+#: ones; a shift by as many bits as there are, or more, gives 0 (``shr`` of a negative one -1).
+#: ``round`` is to even; ``sign`` of NaN is NaN.
 ELEMENTWISE: dict[str, int] = {
     **dict.fromkeys("add sub mul div mod max min pow".split(), 2),
     **dict.fromkeys("eq ne lt le gt ge and or".split(), 2),
+    **dict.fromkeys("bitand bitor bitxor shl shr".split(), 2),
     **dict.fromkeys("not neg abs exp log sqrt rsqrt recip tanh sigmoid silu erf".split(), 1),
-    **dict.fromkeys("sin cos floor ceil round".split(), 1),
+    **dict.fromkeys("sin cos atan floor ceil round sign isnan isinf bitnot".split(), 1),
     "where": 3,
 }
 
@@ -137,9 +150,11 @@ def _elementwise(op: str) -> RuleFunction:
             raise GraphError("a block-quantised value is no operand here", where=op, got=dtype)
         if op in FLOAT_ONLY and dtype.kind != "float":
             raise GraphError("floats only", where=op, got=dtype)
+        if op in INTEGER_ONLY and dtype.kind not in ("int", "uint"):
+            raise GraphError("integers only", where=op, got=dtype)
         if op in LOGICAL and dtype.kind != "bool":
             raise GraphError("bool only", where=op, got=dtype)
-        out = dtypes.boolean if op in COMPARISONS | LOGICAL else dtype
+        out = dtypes.boolean if op in BOOLEAN else dtype
         return out, broadcast(op, [v.shape for v in inputs])
 
     return rule
@@ -210,6 +225,20 @@ def _concat(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
 
 def _iota(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     return dtypes.i32, (attrs["size"],)
+
+
+def _take(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
+    x, *indices = inputs
+    if not indices or len(indices) != len(x.shape) or x.dtype.kind == "block":
+        raise GraphError("wants an index for each axis", where="take", got=len(indices))
+    for index in indices:
+        if index.dtype is not dtypes.i32:
+            raise GraphError("wants i32 indices", where="take", got=index.dtype)
+    return x.dtype, broadcast("take", [i.shape for i in indices])
+
+
+def _size(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
+    return dtypes.i32, ()
 
 
 def _gather(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
@@ -286,12 +315,12 @@ def _attention(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     return dtypes.f32, (q.shape[0], heads * depth)
 
 
-# --- fused: defined by plain ops
+# --- composite: defined by plain ops
 
 
-def _fused(op: str) -> RuleFunction:
+def _composite(op: str) -> RuleFunction:
     def rule(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
-        from fanlight.ir.fused import define
+        from fanlight.ir.composite import define
 
         value = define(op, inputs, attrs).value
         return value.dtype, value.shape
@@ -324,9 +353,12 @@ _ROWS = (
     Op("slice", "movement", 1, _slice, {"starts": "sizes", "sizes": "sizes"}),
     Op("concat", "movement", -1, _concat, {"axis": "int"}),
     Op("iota", "movement", 0, _iota, {"size": "size"}),
+    Op("size", "movement", 0, _size, {"size": "size"}),
+    Op("take", "movement", -1, _take),
     Op("gather", "block", 2, _gather),
     Op("update", "movement", 2, _update, {"start": "size"}),
     Op("reduce_sum", "reduction", 1, _reduce, _REDUCE),
+    Op("reduce_prod", "reduction", 1, _reduce, _REDUCE),
     Op("reduce_max", "reduction", 1, _reduce, _REDUCE),
     Op("reduce_min", "reduction", 1, _reduce, _REDUCE),
     Op("argmax", "block", 1, _argmax),
@@ -334,11 +366,12 @@ _ROWS = (
     Op("rms_norm", "block", 2, _rms_norm, {"eps": "float"}),
     Op("rope", "movement", 3, _rope, {"start": "size", "interleaved": "bool"}),
     Op("attention", "block", 3, _attention, _ATTENTION),
-    Op("project", "fused", -1, _fused("project"), {"eps": "float"}),
-    Op("swiglu", "fused", 4, _fused("swiglu"), {"eps": "float"}),
-    Op("matmul_add", "fused", 3, _fused("matmul_add")),
-    Op("attend", "fused", -1, _fused("attend"), _ATTEND, changes=(1, 2)),
-    Op("attend_add", "fused", -1, _fused("attend_add"), _ATTEND, changes=(1, 2)),
+    Op("project", "composite", -1, _composite("project"), {"eps": "float"}),
+    Op("swiglu", "composite", 4, _composite("swiglu"), {"eps": "float"}),
+    Op("matmul_add", "composite", 3, _composite("matmul_add")),
+    Op("attend", "composite", -1, _composite("attend"), _ATTEND, changes=(1, 2)),
+    Op("attend_add", "composite", -1, _composite("attend_add"), _ATTEND, changes=(1, 2)),
+    Op("dot", "composite", 2, _composite("dot")),
     Op("after", "movement", 1, _after, {"input": "int"}),
 )
 

@@ -5,9 +5,11 @@
 
 Elementwise chains, movement, gathers and reductions of any graph become such kernels; each target
 generates its code from this form alone (``codegen/wgsl/loops.py``, ``codegen/wasm/loops.py``).
-Scalars are f32, i32, u32 or bool; a ``Load`` converts from the buffer's dtype to the scalar type of
-``SCALAR`` and the store converts back. Index arithmetic is i32 and never negative.
-Not here: more than one output, scatter with computed targets, 64-bit numbers.
+A ``Load`` converts from the buffer's dtype to the scalar type of ``SCALAR`` and the store converts
+back: integers wrap around, floats round to nearest even (beyond the largest: infinity, else NaN,
+else the largest). Index arithmetic is i32 and never negative, but for what ``take`` was given.
+A target without 64-bit numbers has i64 and u64 as pairs of words, and f64 as f32, which it counts
+as an approximation. Not here: more than one output, scatter with computed targets.
 """
 
 from __future__ import annotations
@@ -17,21 +19,36 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, Union
 
 from fanlight.dtypes import DType
-from fanlight.ir.ops import COMPARISONS, ELEMENTWISE
+from fanlight.ir.ops import BOOLEAN, ELEMENTWISE
 from fanlight.shapes import Size, product
 
-Scalar = Literal["f32", "i32", "u32", "bool"]
-ReduceKind = Literal["sum", "max", "min"]
+Scalar = Literal["f32", "f64", "i32", "u32", "i64", "u64", "bool"]
+ReduceKind = Literal["sum", "prod", "max", "min"]
 
 #: dtype name → the scalar type it is computed in. A dtype that is missing here has no loop form.
 SCALAR: dict[str, Scalar] = {
     "f32": "f32",
+    "f64": "f64",
     "f16": "f32",
     "bf16": "f32",
+    "f8e4m3fn": "f32",
+    "f8e4m3fnuz": "f32",
+    "f8e5m2": "f32",
+    "f8e5m2fnuz": "f32",
+    "f8e8m0": "f32",
+    "f4e2m1": "f32",
+    "i64": "i64",
     "i32": "i32",
-    "u32": "u32",
+    "i16": "i32",
     "i8": "i32",
+    "i4": "i32",
+    "i2": "i32",
+    "u64": "u64",
+    "u32": "u32",
+    "u16": "u32",
     "u8": "u32",
+    "u4": "u32",
+    "u2": "u32",
     "bool": "bool",
 }
 
@@ -85,7 +102,8 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """To bool: not zero. From f32 to integers: toward zero."""
+    """To bool: not zero. From floats to integers: toward zero. To narrower integers: modulo 2 to
+    the number of bits. To f32: to nearest even."""
 
     value: Expr
     type: Scalar
@@ -111,8 +129,8 @@ class LoopKernel:
     """``inputs`` are the dtypes of the read buffers in the order of ``Load.param``; the output
     comes last.
 
-    ``offset`` is in elements and a multiple of 4 for dtypes narrower than 32 bits, whose row-major
-    linear index is then written in whole words.
+    ``offset`` is in elements and a multiple of a word's elements for dtypes narrower than 32 bits,
+    whose row-major linear index is then written in whole words.
     """
 
     name: str
@@ -163,7 +181,7 @@ def apply(function: str, *args: Expr) -> Expr:
             return integer(0)
         if function in ("div", "mod") and a_ == integer(0):
             return integer(0)
-    return Apply(function, args, "bool" if function in COMPARISONS else kind)
+    return Apply(function, args, "bool" if function in BOOLEAN else kind)
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:

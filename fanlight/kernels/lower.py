@@ -23,12 +23,20 @@ from fanlight.kernels import loops
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import Expr, apply, extent, integer
 from fanlight.kernels.target import LOOP, Context, NotYet, Operand, Part, Target
-from fanlight.shapes import Size, product
+from fanlight.shapes import Size, ceildiv, product
 
 Index = tuple[Expr, ...]
 MAX_LOADS = 6  # of 8 storage buffers per stage, one is the output and one a device dim's state
 _IN_PLACE = ("update", "after")  # their value is a state's buffer
-_FUSIBLE = ("f32", "i32", "u32", "bool")  # narrower values are stored, so that they are rounded
+_FUSIBLE = (
+    "f32",
+    "f64",
+    "i32",
+    "i64",
+    "u32",
+    "u64",
+    "bool",
+)  # narrower values are stored, so that they are rounded
 
 
 @dataclass(slots=True)
@@ -41,7 +49,8 @@ class Lowered:
 
 def buffer_bytes(dtype: DType, shape: tuple[Size, ...]) -> Size:
     """Bytes of a plain value, rounded up to whole 32-bit words by callers that need it."""
-    return product(shape) * dtype.bytes
+    count = product(shape)
+    return (ceildiv(count, dtype.block) if dtype.block > 1 else count) * dtype.bytes
 
 
 def lower(
@@ -137,19 +146,21 @@ class _Lowering:
             if node.op in LEAVES:
                 stored.add(node)
                 continue
-            once = self.users[node] <= 1 or node.op == "iota" or _is_view_of_leaf(node)
-            once = once or _is_number_of_leaves(node)
+            once = self.users[node] <= 1 or node.op in ("iota", "size") or _is_view_of_leaf(node)
+            once = once or _is_number_of_leaves(node) or _is_index(node)
             if not loop or not once or node.dtype.name not in _FUSIBLE:
                 stored.add(node)
             if node.op.startswith("reduce_") and product(node.shape) != 1:
                 stored.add(node)
             if not loop:
                 stored.update(node.inputs)
+            if node.op == "take" and not _cheap(node.inputs[0]):  # may read an element often
+                stored.add(node.inputs[0])
             if node.op == "rope":  # reads each element of x twice
                 stored.update(x for x in node.inputs if not _cheap(x))
             if node.op == "expand" or node.op in ELEMENTWISE:
                 for x in node.inputs:  # broadcasting an expensive value would compute it again
-                    if product(x.shape) != product(node.shape) and not _cheap(x):
+                    if product(x.shape) != product(node.shape) and not (_cheap(x) or _is_index(x)):
                         stored.add(x)
         # too many buffers for one kernel: store the widest input; users first, so that its own
         # kernel is looked at as well
@@ -179,7 +190,7 @@ class _Lowering:
         while stack:
             x = stack.pop()
             if x in stored:
-                if not (x.op == "constant" and product(x.shape) == 1):
+                if not _literal(x):
                     found.add(x)
             else:
                 stack.extend(x.inputs)
@@ -341,7 +352,7 @@ class _Element:
     def element(self, node: Node, at: Index, root: bool = False) -> Expr:
         """The value of ``node`` at ``at``: a load where it is stored, else its op's expression."""
         if node in self.lowering.stored and not root:
-            if node.op == "constant" and product(node.shape) == 1:
+            if _literal(node):
                 return _scalar(node)
             operand = self.lowering.operand(node)
             if node.dtype.name not in loops.SCALAR:
@@ -397,6 +408,13 @@ class _Element:
         assert result is not None
         return result
 
+    def _take(self, node: Node, at: Index) -> Expr:
+        x, *indices = node.inputs
+        return self.element(x, tuple(self.element(i, _broadcast(i, at)) for i in indices))
+
+    def _size(self, node: Node, at: Index) -> Expr:
+        return extent(node.attrs["size"])
+
     def _iota(self, node: Node, at: Index) -> Expr:
         return at[0]
 
@@ -449,6 +467,9 @@ class _Element:
     def _reduce_sum(self, node: Node, at: Index) -> Expr:
         return self._reduce(node, at, "sum")
 
+    def _reduce_prod(self, node: Node, at: Index) -> Expr:
+        return self._reduce(node, at, "prod")
+
     def _reduce_max(self, node: Node, at: Index) -> Expr:
         return self._reduce(node, at, "max")
 
@@ -495,7 +516,7 @@ def _plain(node: Node, buffer: str) -> Operand:
 
 def _cheap(node: Node) -> bool:
     """Costs no more to compute again than to load."""
-    if node.op in ("input", "weight", "state", "constant", "iota"):
+    if node.op in ("input", "weight", "state", "constant", "iota", "size"):
         return True
     return node.op in ("reshape", "slice", "permute", "expand") and all(map(_cheap, node.inputs))
 
@@ -509,17 +530,41 @@ def _is_number_of_leaves(node: Node) -> bool:
     return product(node.shape) == 1 and node.op in ELEMENTWISE and all(map(_cheap, node.inputs))
 
 
+_INDEX_OPS = 64  # of arithmetic that costs less than a load
+
+
+def _is_index(node: Node) -> bool:
+    """Arithmetic on indices and single numbers: i32 or bool, made of ``iota`` and constants."""
+    left, stack = _INDEX_OPS, [node]
+    while stack:
+        x = stack.pop()
+        left -= 1
+        if left < 0 or x.dtype.name not in ("i32", "bool"):
+            return False
+        if x.op in ("iota", "size") or (x.op == "constant" and product(x.shape) == 1):
+            continue
+        if x.op not in ELEMENTWISE and x.op not in ("reshape", "permute", "expand"):
+            return False
+        stack.extend(x.inputs)
+    return True
+
+
 def _whole_words(update: Node) -> bool:
     """Whether rows of a narrow state start at words, as ``LoopKernel.offset`` wants."""
     row = product(update.shape[1:])
     return isinstance(row, int) and row % 4 == 0
 
 
+_NAMES = "f64 f32 f16 i64 i32 i16 i8 u64 u32 u16 u8 bool".split()
+_FORMATS = dict(zip(_NAMES, "dfeqihbQIHB?", strict=True))
+
+
+def _literal(node: Node) -> bool:
+    """A one-element constant that kernels have in their text."""
+    return node.op == "constant" and product(node.shape) == 1 and node.dtype.name in _FORMATS
+
+
 def _scalar(node: Node) -> loops.Const:
     """A one-element constant as a literal."""
-    data: bytes = node.attrs["data"]
-    formats = {"f32": "<f", "i32": "<i", "u32": "<I", "bool": "<?", "u8": "<B", "i8": "<b"}
-    if node.dtype.name == "f16":
-        formats["f16"] = "<e"
-    (value,) = struct.unpack(formats[node.dtype.name], data)
+    (value,) = struct.unpack("<" + _FORMATS[node.dtype.name], node.attrs["data"])
     return loops.Const(value, loops.SCALAR[node.dtype.name])

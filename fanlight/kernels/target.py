@@ -2,7 +2,7 @@
 
 A target is one ``Target`` value (``codegen/wgsl/table.py``, ``codegen/wasm/table.py``). Its
 ``rules`` are a total table over the op list: a ``Rule``, ``LOOP`` (the generic loop form serves),
-or ``NotYet`` with the reason.
+``Where`` (a rule for some nodes), or ``NotYet`` with the reason.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, Union
 
 from fanlight.dtypes import DType
+from fanlight.ir.graph import Node
 from fanlight.ir.ops import OPS
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
@@ -88,6 +89,19 @@ Rule: TypeAlias = Callable[[list[Operand], Operand, Mapping[str, Any], Context],
 
 
 @dataclass(frozen=True, slots=True)
+class Where:
+    """A rule for those nodes of a composite op that ``fits``; its definition serves for others."""
+
+    fits: Callable[[Node], bool]
+    rule: Rule
+
+    def __call__(
+        self, inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+    ) -> list[Launch]:
+        return self.rule(inputs, output, attrs, context)
+
+
+@dataclass(frozen=True, slots=True)
 class NotYet:
     """An op or a dtype that the target can't run yet, and why."""
 
@@ -103,6 +117,12 @@ class _Loop:
 
 LOOP = _Loop()
 Entry: TypeAlias = Union[Rule, _Loop, NotYet]
+
+
+def runs(rules: Mapping[str, Entry], node: Node) -> bool:
+    """Whether a target with these ``rules`` has code for ``node``."""
+    entry = rules[node.op]
+    return entry.fits(node) if isinstance(entry, Where) else not isinstance(entry, NotYet)
 
 
 def complete(templates: Mapping[str, Entry]) -> dict[str, Entry]:

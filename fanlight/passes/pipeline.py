@@ -1,12 +1,13 @@
-"""The passes in their order. Each makes the fused op of its own name, where the target has it."""
+"""The passes in their order. Each makes the fused op of its own name, where the target has it; the
+last one (``plain.py``) leaves no op that the target hasn't but could do without."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fanlight.ir.graph import Graph, Module
-from fanlight.passes import attend, attend_add, project, residual, swiglu
+from fanlight.ir.graph import Graph, Module, Node
+from fanlight.passes import attend, attend_add, plain, project, residual, swiglu
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,19 @@ def run(
     module: Module,
     has: Callable[[str], bool],
     after: Callable[[Module, str], None] = lambda module, name: None,
+    runs: Callable[[Node], bool] | None = None,
 ) -> Module:
     """``module`` after all passes whose op the target ``has``. ``after(module, name)`` is called
-    behind each."""
+    behind each. ``runs``: whether the target has code for a node; without it, for all nodes of ops
+    that it has."""
     for step in PASSES:
         if has(step.makes):
             graphs = {name: step.run(graph) for name, graph in module.graphs.items()}
             module = replace(module, graphs=graphs)
             after(module, step.name)
+    kept = runs or (lambda node: has(node.op))
+    graphs = {name: plain.run(graph, kept) for name, graph in module.graphs.items()}
+    if any(graphs[name] is not graph for name, graph in module.graphs.items()):
+        module = replace(module, graphs=graphs)
+        after(module, "plain ops")
     return module

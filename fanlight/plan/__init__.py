@@ -10,9 +10,14 @@ Meaning
 *dims*       ``host`` dims are given per run (missing ones keep their last value, at first their
              max); ``device`` dims are read from ``buffer`` at ``offset`` (one i32) while the
              program runs. The dims ``unit_first`` and ``unit_count`` are set by the loader alone,
-             ``threads`` at load.
+             ``threads`` at load. A ``free`` host dim is 0 at first, its maximum may be huge, and no
+             memory comes from it. One with a ``bound``, a size over host dims declared before, is
+             set by a ``read`` alone.
 *buffers*    ``bytes`` is a size; memory comes from the maxima. ``state`` is zeroed at load and kept
-             between runs; ``arena`` buffers are valid inside one run only.
+             between runs; ``arena`` buffers are valid inside one run only. A buffer whose size
+             mentions a free dim gets memory when a run first needs it, from that run's dims
+             (bounds stand for dims with one), and is valid until the next run only, whatever its
+             kind. Memory that has grown is kept for later runs; weights have no free sizes.
 *weights*    bytes ``[offset, offset + length)`` of a file or of a segment, in chunks cut at
              ``unit``. Without steps a chunk goes straight to ``buffer`` at ``unit_first * unit``;
              with steps it goes to the ``staging`` buffer (padded to 4 bytes) and the steps run with

@@ -106,8 +106,8 @@ def decode(data: bytes) -> Plan:
         header = json.loads(data[16:base])
     except ValueError as error:
         raise PlanError("the plan's header is not JSON", where="header") from error
-    if not isinstance(header, dict) or header.get("version") != VERSION:
-        got = header.get("version") if isinstance(header, dict) else type(header).__name__
+    got = header.get("version") if isinstance(header, dict) else type(header).__name__
+    if got is True or got != VERSION:
         raise PlanError(
             "unknown plan version", got=got, wanted=VERSION, hint="Compile the model again."
         )
@@ -120,6 +120,10 @@ def _dim_json(spec: DimSpec) -> dict[str, Any]:
     out: dict[str, Any] = {"name": spec.dim.name, "kind": spec.dim.kind, "max": spec.dim.max}
     if spec.dim.kind == "device":
         out |= {"buffer": spec.buffer, "offset": spec.offset}
+    if spec.free:
+        out["free"] = True
+    if spec.bound is not None:
+        out["bound"] = shapes.to_json(spec.bound)
     return out
 
 
@@ -238,10 +242,14 @@ class _Reader:
         name = _text(d, "name", "dims")
         where = f"dim {name}"
         kind = _one_of(d, "kind", get_args(DimKind), where)
+        free = _get(d, "free", where, bool) if "free" in d else False
+        bound = self._size(d, "bound", where) if "bound" in d else None
         dim = self.dims[name] = Dim(name, kind, _natural(d, "max", where))
         if kind == "host":
-            return DimSpec(dim)
-        return DimSpec(dim, _text(d, "buffer", where), _natural(d, "offset", where))
+            return DimSpec(dim, free=free, bound=bound)
+        return DimSpec(
+            dim, _text(d, "buffer", where), _natural(d, "offset", where), free=free, bound=bound
+        )
 
     def _buffer(self, value: Any) -> Buffer:
         b = _as(dict, value, "buffers")

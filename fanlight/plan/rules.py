@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from fanlight import shapes
 from fanlight.errors import PlanError
 from fanlight.plan.types import (
+    LOAD_DIMS,
+    THREADS,
     Branch,
     Call,
     Copy,
@@ -37,6 +39,7 @@ def verify(plan: Plan) -> None:
             raise PlanError(
                 "device dim without its buffer", where=f"dim {spec.dim.name}", got=spec.buffer
             )
+    _verify_free(plan)
     for weight in plan.weights:
         where = f"weight {weight.name}"
         s = weight.source
@@ -58,6 +61,37 @@ def verify(plan: Plan) -> None:
     for name, steps in plan.programs.items():
         _verify_steps(plan, steps, buffers, dims, f"program {name}")
     _verify_calls(plan)
+
+
+def _verify_free(plan: Plan) -> None:
+    """Of free dims, their bounds, and the buffers whose sizes mention them."""
+    before: set[str] = set()
+    for spec in plan.dims:
+        where = f"dim {spec.dim.name}"
+        if spec.free and (spec.dim.kind != "host" or spec.dim.name in (*LOAD_DIMS, THREADS)):
+            raise PlanError("only a run's host dim can be free", where=where)
+        if spec.bound is not None:
+            if not spec.free:
+                raise PlanError("a bound is a free dim's", where=where)
+            if any(d.name not in before for d in shapes.dims_of(spec.bound)):
+                raise PlanError("a bound is over host dims declared before", where=where)
+        if spec.dim.kind == "host":
+            before.add(spec.dim.name)
+    buffers = {b.name: b for b in plan.free_buffers()}
+    for buffer in buffers.values():
+        if buffer.kind in ("weight", "staging"):
+            raise PlanError("a weight's size is not free", where=f"buffer {buffer.name}")
+    for spec in plan.dims:
+        if spec.buffer in buffers:
+            raise PlanError("a device dim in a buffer of free size", where=f"dim {spec.dim.name}")
+    for weight in plan.weights:
+        for step in steps_of(weight.steps):
+            used = step.buffers if isinstance(step, Dispatch) else ()
+            if isinstance(step, Copy):
+                used = (step.source, step.target)
+            if any(name in buffers for name in used):
+                where = f"weight {weight.name}"
+                raise PlanError("a weight's steps use a buffer of free size", where=where)
 
 
 def _verify_steps(
@@ -92,6 +126,8 @@ def _verify_steps(
                 used = (step.buffer,)
                 if step.dim not in dims or dims[step.dim].dim.kind != "host":
                     raise PlanError("read into something not a host dim", where=at, got=step.dim)
+                if dims[step.dim].free and dims[step.dim].bound is None:
+                    raise PlanError("a free dim that is read has a bound", where=at, got=step.dim)
             case Branch():
                 if step.compare not in ("==", "!=", "<", "<=", ">", ">="):
                     raise PlanError("unknown comparison", where=at, got=step.compare)

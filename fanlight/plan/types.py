@@ -23,11 +23,14 @@ Comparison = Literal["==", "!=", "<", "<=", ">", ">="]
 
 @dataclass(frozen=True, slots=True)
 class DimSpec:
-    """A dim as the plan declares it; ``buffer`` and ``offset`` (bytes) for device dims."""
+    """A dim as the plan declares it; ``buffer`` and ``offset`` (bytes) for device dims, ``free``
+    and ``bound`` for host dims."""
 
     dim: Dim
     buffer: str = ""
     offset: int = 0
+    free: bool = False
+    bound: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +168,29 @@ class Plan:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def resident_bytes(self, dims: Mapping[str, int] | None = None) -> int:
-        """Bytes of all buffers at the dims' maxima; ``dims`` overrides maxima (e.g. threads)."""
-        return sum(shapes.evaluate(b.bytes, dims or {}) for b in self.buffers)
+        """Bytes of all buffers at the dims' maxima; ``dims`` overrides maxima (e.g. threads). A
+        free dim that it lacks counts as 0."""
+        values = self.memory_values(dims or {})
+        return sum(shapes.evaluate(b.bytes, values) for b in self.buffers)
+
+    def memory_values(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """``dims`` as memory is measured with them: free dims that they lack are 0, and one with
+        a bound has the bound's value."""
+        values = dict(dims)
+        for spec in self.dims:
+            name = spec.dim.name
+            if spec.bound is not None:
+                values[name] = min(max(shapes.evaluate(spec.bound, values), 0), spec.dim.max)
+            elif spec.free:
+                values.setdefault(name, 0)
+        return values
+
+    def free_buffers(self) -> tuple[Buffer, ...]:
+        """Those whose size a free dim decides."""
+        free = {spec.dim.name for spec in self.dims if spec.free}
+        return tuple(
+            b for b in self.buffers if any(d.name in free for d in shapes.dims_of(b.bytes))
+        )
 
 
 def steps_of(steps: tuple[Step, ...]) -> Iterator[Step]:

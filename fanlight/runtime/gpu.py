@@ -1,8 +1,9 @@
 """Executor of webgpu plans in CPython, on wgpu. In: a plan and its files. Out: a session.
 
 All that can be made at load is made at load: buffers, pipelines, bind groups. A run writes the
-uniform if a dim changed and replays the steps; consecutive dispatches share one pass. The twin is
-``web/gpu.js``. Knows nothing of models.
+uniform if a dim changed and replays the steps; consecutive dispatches share one pass. Buffers of
+free size grow, and only then are bind groups made anew. The twin is ``web/gpu.js``. Knows nothing
+of models.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fanlight import shapes
-from fanlight.errors import AbortedError, PlanError
+from fanlight.errors import AbortedError, DeviceError, PlanError
 from fanlight.plan import (
     LOAD_DIMS,
     STAGING,
@@ -24,13 +24,11 @@ from fanlight.plan import (
     Call,
     Copy,
     Dispatch,
-    Kernel,
     Loop,
     Plan,
     Read,
     Step,
     Weight,
-    steps_of,
 )
 from fanlight.runtime.arguments import Arguments
 from fanlight.runtime.chunks import total_bytes, weight_chunks
@@ -45,10 +43,11 @@ from fanlight.runtime.gpu_device import (
     own_names,
     probe,
 )
-from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.gpu_parts import GpuParts
+from fanlight.runtime.session import File, Held, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.sizes import BufferSizes
 from fanlight.shapes import Size
 
-_ENABLES = {"shader-f16": "enable f16;\n"}  # naga rejects ``enable subgroups;``
 _IN_FLIGHT = 2
 _WINDOW = 8 << 20  # bytes written to the queue before the earlier ones must have been taken
 _CHUNK = 4 << 20
@@ -101,12 +100,6 @@ def _silent(progress: Progress) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    pipeline: int
-    group: Any
-
-
 class GpuSession:
     """See ``runtime/session.py``. Made by :func:`load`."""
 
@@ -115,15 +108,13 @@ class GpuSession:
         self._queue = device.queue
         self._flags = import_wgpu().BufferUsage
         self.info = SessionInfo("webgpu", adapter, plan.resident_bytes())
-        self._host = [d.dim for d in plan.dims if d.dim.kind == "host"]
-        self._values = {d.name: d.max for d in self._host}
-        self._bytes = {b.name: shapes.evaluate(b.bytes, {}) for b in plan.buffers}
-        self._arguments = Arguments(plan, self._bytes)
-        self._buffers: dict[str, Any] = {}
-        self._uniform: Any = None
+        host = [d for d in plan.dims if d.dim.kind == "host"]
+        self._values = {d.dim.name: 0 if d.free else d.dim.max for d in host}  # in the plan's order
+        self._sizes = BufferSizes(plan, {})
+        self._arguments = Arguments(plan, self._sizes)
+        self._most_groups = int(device.limits["max-compute-workgroups-per-dimension"])
+        self._parts = GpuParts(plan, device, self._sizes)
         self._stale = True  # the uniform holds other values
-        self._pipelines: list[Any] = []
-        self._prepared: dict[int, _Prepared] = {}  # by id of the step
         self._encoder: Any = None
         self._pass: Any = None
         self._set = -1  # pipeline that is set in the pass
@@ -137,13 +128,14 @@ class GpuSession:
     async def load(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
         """For :func:`load` alone: memory, pipelines, bindings, weights, the program ``load``."""
         with device_errors("the GPU could not hold the plan's buffers"):
-            self._allocate()
+            self._parts.allocate()
         started = time.perf_counter()
-        layouts = [self._make_pipeline(k) for k in self.plan.kernels]
-        progress(Progress("compile", len(layouts), len(layouts)))
+        for kernel in self.plan.kernels:
+            self._parts.make_pipeline(kernel)
+        progress(Progress("compile", len(self.plan.kernels), len(self.plan.kernels)))
         self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
         with device_errors("the plan's bindings were refused"):
-            self._prepare(layouts)
+            self._parts.prepare()
         started = time.perf_counter()
         with device_errors("the weights could not be written"):
             await self._upload(files, progress)
@@ -151,78 +143,9 @@ class GpuSession:
         if "load" in self.plan.programs:
             await self.run("load")
 
-    def _allocate(self) -> None:
-        u = self._flags
-        usage = u.STORAGE | u.COPY_SRC | u.COPY_DST
-        most = self._device.limits["max-storage-buffer-binding-size"]
-        for name, size in self._bytes.items():
-            if size > most:
-                raise PlanError(
-                    "a buffer is larger than this device binds",
-                    where=f"buffer {name}",
-                    got=size,
-                    wanted=f"at most {most}",
-                    hint="Compile for this device.",
-                )
-            whole = max(16, -(-size // 4) * 4)
-            self._buffers[name] = self._device.create_buffer(label=name, size=whole, usage=usage)
-        size = max(16, -(-len(self._host) // 4) * 16)
-        self._uniform = self._device.create_buffer(
-            label="dims", size=size, usage=u.UNIFORM | u.COPY_DST | u.COPY_SRC
-        )
-
-    def _make_pipeline(self, kernel: Kernel) -> Any:
-        """Makes the pipeline of ``kernel`` and returns the layout of its bindings."""
-        code = "".join(_ENABLES.get(f, "") for f in kernel.features) + kernel.code
-        types = ["read-only-storage" if a == "read" else "storage" for a in kernel.access]
-        types += ["uniform"] if kernel.dims else []
-        wgpu = import_wgpu()
-        try:
-            layout = self._device.create_bind_group_layout(
-                entries=[
-                    {"binding": i, "visibility": wgpu.ShaderStage.COMPUTE, "buffer": {"type": t}}
-                    for i, t in enumerate(types)
-                ]
-            )
-            module = self._device.create_shader_module(label=kernel.name, code=code)
-            pipeline = self._device.create_compute_pipeline(
-                label=kernel.name,
-                layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),
-                compute={"module": module, "entry_point": "main"},
-            )
-        except (wgpu.GPUError, RuntimeError) as error:
-            raise PlanError(
-                "the kernel does not compile",
-                where=f"kernel {kernel.name}",
-                got=str(error).strip(),
-            ) from error
-        self._pipelines.append(pipeline)
-        return layout
-
-    def _prepare(self, layouts: list[Any]) -> None:
-        """Bind groups of all dispatches, equal ones once."""
-        groups: dict[tuple[object, ...], Any] = {}
-        lists = [*self.plan.programs.values(), *(w.steps for w in self.plan.weights)]
-        for step in (s for steps in lists for s in steps_of(steps)):
-            if not isinstance(step, Dispatch):
-                continue
-            kernel = self.plan.kernels[step.kernel]
-            key = (step.kernel, step.buffers)
-            if key not in groups:
-                resources = [self._buffers[name] for name in step.buffers]
-                resources += [self._uniform] if kernel.dims else []
-                groups[key] = self._device.create_bind_group(
-                    layout=layouts[step.kernel],
-                    entries=[
-                        {"binding": i, "resource": {"buffer": b, "offset": 0, "size": b.size}}
-                        for i, b in enumerate(resources)
-                    ],
-                )
-            self._prepared[id(step)] = _Prepared(step.kernel, groups[key])
-
     async def _upload(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
         total, done, unsent = total_bytes(self.plan), 0, 0
-        staging = self._bytes.get(STAGING, 0)
+        staging = self._sizes.bytes.get(STAGING, 0)
 
         def limit(weight: Weight) -> int:
             return staging if weight.steps else max(_CHUNK, weight.unit)
@@ -250,7 +173,7 @@ class GpuSession:
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
         """See ``Session.run``. Returns when the work is submitted, at most one submit before it
@@ -265,6 +188,28 @@ class GpuSession:
         """See ``Session.read``."""
         async with self._turn():
             return await self._take(*self._start_read(buffer, offset, length))
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        """See ``Session.hold``."""
+        async with self._turn():
+            wanted = self._arguments.check_span(buffer, 0, length)
+            held = Held(self._arguments.new_name(), wanted)
+            self._parts.buffers[held.name] = self._parts.make_buffer(held.name, held.bytes)
+            self._sizes.bytes[held.name] = held.bytes
+            self._copy_bytes(buffer, 0, held.name, 0, held.bytes)
+            self._submit()
+            return held
+
+    async def release(self, held: Held) -> None:
+        """See ``Session.release``."""
+        async with self._lock:
+            if self._sizes.bytes.pop(held.name, None) is not None and not self._disposed:
+                self._parts.buffers.pop(held.name).destroy()
+
+    async def dims(self) -> dict[str, int]:
+        """See ``Session.dims``."""
+        async with self._turn():
+            return {name: self._values[name] for name in self._arguments.dims}
 
     async def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
@@ -296,12 +241,12 @@ class GpuSession:
                 return
             self._disposed = True
             self._pass = self._encoder = None
-            for buffer in (*self._buffers.values(), *self._spare, self._uniform):
-                if buffer is not None:
-                    buffer.destroy()
-            self._buffers.clear()
-            self._prepared.clear()
-            self._pipelines.clear()
+            with suppress(DeviceError), device_errors("the device is gone"):
+                await self._room(0)
+            fences = [fence for fence, _, _ in self._in_flight]
+            for buffer in (*self._spare, *fences):
+                buffer.destroy()
+            self._parts.destroy()
             self._device.destroy()
 
     @asynccontextmanager
@@ -318,14 +263,26 @@ class GpuSession:
                 raise
 
     def _begin(
-        self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]
+        self, program: str, feeds: Mapping[str, bytes | Held], dims: Mapping[str, int]
     ) -> tuple[Step, ...]:
         """Checks everything, then applies it."""
-        self._arguments.check_run(program, feeds, dims)
+        self._arguments.check_run(program, dims)
+        try:
+            self._sizes.update({**self._values, **dims})
+            self._arguments.check_feeds(feeds)
+            if self._parts.grow():
+                self.info.growths += 1
+                self.info.resident_bytes = self._parts.resident_bytes()
+        except BaseException:
+            self._sizes.update(self._values)
+            raise
         for name, value in dims.items():
             self._set_dim(name, value)
         for name, data in feeds.items():
-            self._write(name, 0, data)
+            if isinstance(data, Held):
+                self._copy_bytes(data.name, 0, name, 0, data.bytes)
+            else:
+                self._write(name, 0, data)
         return self.plan.programs[program]
 
     # --- the steps
@@ -355,28 +312,34 @@ class GpuSession:
         x, y, z = (self._size(g) for g in step.grid)
         if min(x, y, z) <= 0:
             return
-        prepared = self._prepared[id(step)]
+        if max(x, y, z) > self._most_groups:
+            raise PlanError(
+                "more workgroups than this device has on an axis",
+                where=f"kernel {self.plan.kernels[step.kernel].name}",
+                got=f"{x} × {y} × {z}",
+                wanted=f"at most {self._most_groups}",
+                hint="Run with smaller inputs.",
+            )
+        prepared = self._parts.prepared[id(step)]
         if self._pass is None:
             self._pass = self._commands().begin_compute_pass()
             self._set = -1
         if self._set != prepared.pipeline:
-            self._pass.set_pipeline(self._pipelines[prepared.pipeline])
+            self._pass.set_pipeline(self._parts.pipelines[prepared.pipeline])
             self._set = prepared.pipeline
         self._pass.set_bind_group(0, prepared.group)
         self._pass.dispatch_workgroups(x, y, z)
 
     def _copy(self, step: Copy) -> None:
-        size = self._size(step.bytes)
+        source, target = self._size(step.source_offset), self._size(step.target_offset)
+        self._copy_bytes(step.source, source, step.target, target, self._size(step.bytes))
+
+    def _copy_bytes(self, source: str, start: int, target: str, at: int, size: int) -> None:
         if size <= 0:
             return
         self._end_pass()
-        self._commands().copy_buffer_to_buffer(
-            self._buffers[step.source],
-            self._size(step.source_offset),
-            self._buffers[step.target],
-            self._size(step.target_offset),
-            size,
-        )
+        buffers = self._parts.buffers
+        self._commands().copy_buffer_to_buffer(buffers[source], start, buffers[target], at, size)
 
     def _size(self, size: Size) -> int:
         return size if isinstance(size, int) else shapes.evaluate(size, self._values)
@@ -386,11 +349,11 @@ class GpuSession:
     def _commands(self) -> Any:
         if self._encoder is None:
             if self._stale:
-                values = [self._values[d.name] for d in self._host]
+                values = [*self._values.values()]
                 values += [0] * (-len(values) % 4)
                 if values:
                     self._queue.write_buffer(
-                        self._uniform, 0, struct.pack(f"<{len(values)}I", *values)
+                        self._parts.uniform, 0, struct.pack(f"<{len(values)}I", *values)
                     )
                 self._stale = False
             self._encoder = self._device.create_command_encoder()
@@ -414,7 +377,7 @@ class GpuSession:
         if self._encoder is not None:
             fence = self._spare_of(4)
             self._end_pass()
-            self._encoder.copy_buffer_to_buffer(self._uniform, 0, fence, 0, 4)
+            self._encoder.copy_buffer_to_buffer(self._parts.uniform, 0, fence, 0, 4)
             self._finish()
             self._in_flight.append((fence, fence.map_async(import_wgpu().MapMode.READ, 0, 4), 4))
 
@@ -438,15 +401,14 @@ class GpuSession:
         """In order with what is encoded; padded to 4 bytes."""
         if not len(data):
             return
-        if offset + len(data) > self._bytes[name]:
+        most = self._sizes.bytes[name]
+        if offset + len(data) > most:
             got = offset + len(data)
-            raise PlanError(
-                "too many bytes", where=f"buffer {name}", got=got, wanted=self._bytes[name]
-            )
+            raise PlanError("too many bytes", where=f"buffer {name}", got=got, wanted=most)
         self._submit()
         if len(data) % 4:
             data = bytes(data) + b"\0" * (-len(data) % 4)
-        self._queue.write_buffer(self._buffers[name], offset, data)
+        self._queue.write_buffer(self._parts.buffers[name], offset, data)
 
     def _start_read(self, name: str, offset: int, length: int | None) -> tuple[Any, Any, int]:
         """Submits what is encoded and a copy of the bytes. Returns buffer, promise and length."""
@@ -454,7 +416,7 @@ class GpuSession:
         size = max(4, -(-wanted // 4) * 4)
         back = self._spare_of(size)
         self._end_pass()
-        self._commands().copy_buffer_to_buffer(self._buffers[name], offset, back, 0, size)
+        self._commands().copy_buffer_to_buffer(self._parts.buffers[name], offset, back, 0, size)
         self._finish()
         return back, back.map_async(import_wgpu().MapMode.READ, 0, size), wanted
 

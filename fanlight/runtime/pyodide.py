@@ -20,7 +20,7 @@ from fanlight.kernels.target import CPU
 from fanlight.plan import Plan
 from fanlight.runtime.backend import Backend, BackendInfo
 from fanlight.runtime.error_messages import FIELDS, from_message
-from fanlight.runtime.session import File, Progress, ProgressCallback, Session, SessionInfo
+from fanlight.runtime.session import File, Held, Progress, ProgressCallback, Session, SessionInfo
 
 FEATURES = ("subgroups", "shader-f16")  # of WebGPU: those that kernels may use
 _CHUNK = 1 << 20
@@ -64,12 +64,25 @@ async def open_model(model: str, progress: ProgressCallback | None = None) -> Re
     return RemoteFile(executor, int(found.file), str(found.name), int(found.size))
 
 
+async def open_bytes(data: bytes) -> RemoteFile:
+    """A file of bytes that are here already; the executor gets them as a Blob."""
+    executor = Executor()
+    found = await executor.ask(
+        "open", {"source": executor.blob(data)}, undo=lambda reply: {"file": reply.file}
+    )
+    return RemoteFile(executor, int(found.file), "the model's bytes", int(found.size))
+
+
 class RemoteFile:
     """A file that the executor holds. ``handle`` is its number there."""
 
     def __init__(self, executor: Executor, handle: int, name: str, size: int) -> None:
         self.handle, self.name, self.size = handle, name, size
         self._executor = executor
+
+    async def close(self) -> None:
+        """Lets the executor forget the file. Safe to call twice."""
+        await self._executor.ask("dispose", {"file": self.handle})
 
     async def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset``; fewer only at the end of the file."""
@@ -148,6 +161,10 @@ class Executor:
             reply.cancel()
             await asyncio.gather(reply, return_exceptions=True)
 
+    def blob(self, data: bytes) -> Any:
+        """A JavaScript Blob of ``data``."""
+        return self._js.Blob.new(self._ffi.to_js([self._ffi.to_js(data)]))
+
     def _to_js(self, fields: Mapping[str, Any]) -> Any:
         return self._ffi.to_js(fields, dict_converter=self._js.Object.fromEntries)
 
@@ -173,7 +190,7 @@ class _Backend:
             progress=progress,
             undo=lambda reply: {"session": reply.session},
         )
-        return _Session(self._executor, int(reply.session), _info(reply.info))
+        return RemoteSession(self._executor, int(reply.session), _info(reply.info))
 
 
 class Kept:
@@ -188,7 +205,7 @@ class Kept:
         """The session, once it is loaded. Raises PlanError, StoreError, DeviceError."""
         executor = Executor()
         reply = await executor.ask("loaded", {"loading": self._loading})
-        return _Session(executor, int(reply.session), _info(reply.info))
+        return RemoteSession(executor, int(reply.session), _info(reply.info))
 
 
 def kept(model: str) -> Kept | None:
@@ -204,11 +221,11 @@ async def keep(model: str, session: Session, notes: Mapping[str, Any], encoder: 
     tokenizer's."""
     found = _bridge().opened.get(model)
     if found and found.kept.key is not None:
-        assert isinstance(session, _Session)
+        assert isinstance(session, RemoteSession)
         await _bridge().keep(session.handle, found.kept.key, json.dumps(notes), encoder.js)
 
 
-class _Session:
+class RemoteSession:
     """See ``runtime/session.py``."""
 
     def __init__(self, executor: Executor, handle: int, info: SessionInfo) -> None:
@@ -217,10 +234,11 @@ class _Session:
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
-        fields = {"program": program, "feeds": dict(feeds or {}), "dims": dict(dims or {})}
+        given = {n: v.name if isinstance(v, Held) else v for n, v in (feeds or {}).items()}
+        fields = {"program": program, "feeds": given, "dims": dict(dims or {})}
         await self._executor.ask("run", {"session": self.handle, **fields})
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -228,6 +246,17 @@ class _Session:
         if length is not None:
             fields["length"] = length
         return bytes((await self._executor.ask("readBuffer", fields)).to_bytes())
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        fields = {"session": self.handle, "buffer": buffer, "length": length}
+        return Held(str(await self._executor.ask("hold", fields)), length)
+
+    async def release(self, held: Held) -> None:
+        await self._executor.ask("release", {"session": self.handle, "held": held.name})
+
+    async def dims(self) -> dict[str, int]:
+        found = await self._executor.ask("dims", {"session": self.handle})
+        return {str(name): int(value) for name, value in found.to_py().items()}
 
     def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None

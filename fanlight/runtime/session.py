@@ -38,7 +38,8 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class SessionInfo:
-    """What the executor measured while loading. Times in ms, sizes in bytes."""
+    """What the executor measured while loading, and its memory now. Times in ms, sizes in bytes.
+    ``growths``: runs that needed more memory than those before."""
 
     backend: str
     adapter: str
@@ -46,7 +47,16 @@ class SessionInfo:
     upload_ms: float = 0.0
     pipelines_ms: float = 0.0
     threads: int = 1
+    growths: int = 0
     extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A buffer on the device that no run changes; ``name`` is good for ``read``."""
+
+    name: str
+    bytes: int
 
 
 class Session(Protocol):
@@ -59,17 +69,31 @@ class Session(Protocol):
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
-        """Writes ``feeds`` (buffer name → bytes from its start; inputs and states), sets host
-        ``dims``, runs. Raises PlanError for unknown names, too many bytes or a dim above its
-        maximum."""
+        """Writes ``feeds`` (buffer name → content from its start; inputs and states), sets host
+        ``dims``, runs. Buffers of free size get their memory first. Raises PlanError for unknown
+        names, too many bytes, a dim above its maximum or a buffer larger than the device binds;
+        DeviceError where memory is short."""
         ...
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of a buffer after all earlier runs. ``offset`` and ``length`` are multiples of
         4."""
+        ...
+
+    async def dims(self) -> dict[str, int]:
+        """The host dims after all earlier runs, those that programs read back included."""
+        ...
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        """The first ``length`` bytes (a multiple of 4) of a buffer, copied on the device to one
+        that later runs leave alone."""
+        ...
+
+    async def release(self, held: Held) -> None:
+        """Gives a held buffer back. Safe to call twice."""
         ...
 
     def repeat(

@@ -1,8 +1,9 @@
 """Executor of wasm plans in CPython, on wasmtime, with one thread. In: a plan and its files. Out: a
 session.
 
-One memory holds everything, at offsets fixed at load; a run enters the module once and walks the
-program's steps inside. The twin is ``web/wasm.js``. Knows nothing of models. Not here: plans that
+One memory holds everything, at offsets fixed at load but for buffers of free size, which lie behind
+the others, where a run's dims put them; a run enters the module once and walks the program's steps
+inside. The twin is ``web/wasm.js``. Knows nothing of models. Not here: plans that
 were compiled for threads.
 """
 
@@ -15,12 +16,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
-from fanlight import shapes
 from fanlight.errors import AbortedError, DeviceError, MissingDependencyError, PlanError
-from fanlight.plan import STAGING, THREADS, Plan, WasmModule, Weight
+from fanlight.plan import STAGING, THREADS, Buffer, Plan, WasmModule, Weight
 from fanlight.runtime.arguments import Arguments
 from fanlight.runtime.chunks import total_bytes, weight_chunks
-from fanlight.runtime.session import File, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.session import File, Held, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.sizes import BufferSizes
 
 _PAGE = 65536
 _MAX_PAGES = 65536
@@ -76,20 +77,20 @@ class WasmSession:
 
     def __init__(self, plan: Plan, module: WasmModule) -> None:
         self.plan, self._module = plan, module
-        self._at: dict[str, int] = {}
-        sizes: dict[str, int] = {}
-        end = module.reserved
-        for buffer in plan.buffers:
-            size = shapes.evaluate(buffer.bytes, {THREADS: 1})
-            self._at[buffer.name] = at = -(-end // _ALIGN) * _ALIGN
-            sizes[buffer.name] = size
-            end = at + -(-size // 4) * 4
-        self._end = end
-        self._arguments = Arguments(plan, sizes)
-        host = [d.dim for d in plan.dims if d.dim.kind == "host"]
-        self._maxima = {d.name: 1 if d.name == THREADS else d.max for d in host}
-        self._dim_at = {d.name: module.dims_at + 4 * i for i, d in enumerate(host)}
-        self.info = SessionInfo("wasm", "wasmtime", end)
+        self._sizes = BufferSizes(plan, {THREADS: 1})
+        self._at = dict.fromkeys((b.name for b in plan.buffers), 0)  # addresses
+        free = {b.name for b in self._sizes.free}
+        fixed = tuple(b for b in plan.buffers if b.name not in free)
+        self._fixed_end = self._lay_out(fixed, module.reserved)
+        self._end = self._lay_out(self._sizes.free, self._fixed_end)
+        self._arguments = Arguments(plan, self._sizes)
+        host = [d for d in plan.dims if d.dim.kind == "host"]
+        self._first = {
+            d.dim.name: 1 if d.dim.name == THREADS else 0 if d.free else d.dim.max for d in host
+        }
+        self._dim_at = {d.dim.name: module.dims_at + 4 * i for i, d in enumerate(host)}
+        self.info = SessionInfo("wasm", "wasmtime", self._end)
+        self._held: dict[str, bytes] = {}  # by name; beside the module's memory
         self._lock = asyncio.Lock()
         self._store: Any = None
 
@@ -102,9 +103,8 @@ class WasmSession:
         progress(Progress("compile", 1, 1))
         self.info.pipelines_ms = (time.perf_counter() - started) * 1e3
         started = time.perf_counter()
-        table = struct.pack(f"<{len(self._at)}I", *self._at.values())
-        self._write(self._module.buffers_at, table)
-        for name, value in self._maxima.items():
+        self._write_addresses()
+        for name, value in self._first.items():
             self._set_dim(name, value)
         await self._upload(files, progress)
         self.info.upload_ms = (time.perf_counter() - started) * 1e3
@@ -117,14 +117,7 @@ class WasmSession:
         config.wasm_relaxed_simd = True
         engine = wasmtime.Engine(config)
         self._store = wasmtime.Store(engine)
-        pages = -(-self._end // _PAGE)
-        if pages > _MAX_PAGES:
-            raise DeviceError(
-                "the plan needs more memory than WebAssembly has",
-                got=f"{self._end} bytes",
-                wanted="at most 4 GiB",
-                hint="Choose a smaller model or context, or the webgpu device.",
-            )
+        pages = self._pages("Choose a smaller model or context, or the webgpu device.")
         try:
             kind = wasmtime.MemoryType(wasmtime.Limits(pages, _MAX_PAGES))
             self._memory = wasmtime.Memory(self._store, kind)
@@ -135,14 +128,68 @@ class WasmSession:
                 "the module or its memory can't be made", got=f"{self._end} bytes; {error}"
             ) from error
         self._run = instance.exports(self._store)["run"]
+        self._find_base()
+
+    def _find_base(self) -> None:
+        """Where the memory is; it moves when it grows."""
         address = ctypes.cast(self._memory.data_ptr(self._store), ctypes.c_void_p).value
         assert address is not None
-        self._base = address  # the memory never grows, so it never moves
+        self._base = address
+
+    def _pages(self, hint: str) -> int:
+        """Pages that the layout needs. Raises DeviceError where WebAssembly has fewer."""
+        pages = -(-self._end // _PAGE)
+        if pages > _MAX_PAGES:
+            raise DeviceError(
+                "the plan needs more memory than WebAssembly has",
+                got=f"{self._end} bytes",
+                wanted="at most 4 GiB",
+                hint=hint,
+            )
+        return pages
+
+    def _lay_out(self, buffers: tuple[Buffer, ...], end: int) -> int:
+        """Gives ``buffers`` their places from ``end`` on; returns their end."""
+        for buffer in buffers:
+            self._at[buffer.name] = at = -(-end // _ALIGN) * _ALIGN
+            end = at + -(-self._sizes.bytes[buffer.name] // 4) * 4
+        return end
+
+    def _write_addresses(self) -> None:
+        table = struct.pack(f"<{len(self._at)}I", *self._at.values())
+        self._write(self._module.buffers_at, table)
+
+    def _move(self) -> None:
+        """Puts the buffers of free size where this run's sizes want them; their bytes are lost."""
+        if not self._sizes.free:
+            return
+        before = self._end, dict(self._at)
+        self._end = self._lay_out(self._sizes.free, self._fixed_end)
+        try:
+            pages = self._pages("Run with smaller inputs.")
+            have = self._memory.size(self._store)
+            if pages > have:
+                most = min(_MAX_PAGES, have * 5 // 4)
+                try:
+                    self._memory.grow(self._store, max(pages, most) - have)
+                except _wasmtime().WasmtimeError as error:
+                    raise DeviceError(
+                        "the memory for these inputs can't be had",
+                        got=f"{self._end} bytes; {error}",
+                        hint="Run with smaller inputs.",
+                    ) from error
+                self._find_base()
+                self.info.growths += 1
+                self.info.resident_bytes = max(pages, most) * _PAGE
+        except DeviceError:
+            self._end, self._at = before
+            raise
+        self._write_addresses()
 
     async def _upload(self, files: Mapping[str, File], progress: ProgressCallback) -> None:
         total, done = total_bytes(self.plan), 0
         entries = {id(w): f"load/{i}" for i, w in enumerate(self.plan.weights)}
-        staging = self._arguments.sizes.get(STAGING, 0)
+        staging = self._sizes.bytes.get(STAGING, 0)
 
         def limit(weight: Weight) -> int:
             return staging if weight.steps else max(_CHUNK, weight.unit)
@@ -156,7 +203,7 @@ class WasmSession:
                 await self._enter(entries[id(weight)])
             else:
                 offset = chunk.first * weight.unit
-                if offset + len(chunk.data) > self._arguments.sizes[weight.buffer]:
+                if offset + len(chunk.data) > self._sizes.bytes[weight.buffer]:
                     raise PlanError("too many bytes", where=f"weight {weight.name}")
                 self._write(self._at[weight.buffer] + offset, chunk.data)
             done += len(chunk.data)
@@ -167,7 +214,7 @@ class WasmSession:
     async def run(
         self,
         program: str,
-        feeds: Mapping[str, bytes] | None = None,
+        feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
         """See ``Session.run``."""
@@ -180,7 +227,31 @@ class WasmSession:
         async with self._lock:
             self._check_alive()
             length = self._arguments.check_span(buffer, offset, length)
+            if buffer in self._held:
+                return self._held[buffer][offset : offset + length]
             return self._bytes(self._at[buffer] + offset, length)
+
+    async def hold(self, buffer: str, length: int) -> Held:
+        """See ``Session.hold``."""
+        async with self._lock:
+            self._check_alive()
+            wanted = self._arguments.check_span(buffer, 0, length)
+            held = Held(self._arguments.new_name(), wanted)
+            self._held[held.name] = self._bytes(self._at[buffer], held.bytes)
+            self._sizes.bytes[held.name] = held.bytes
+            return held
+
+    async def release(self, held: Held) -> None:
+        """See ``Session.release``."""
+        async with self._lock:
+            self._held.pop(held.name, None)
+            self._sizes.bytes.pop(held.name, None)
+
+    async def dims(self) -> dict[str, int]:
+        """See ``Session.dims``."""
+        async with self._lock:
+            self._check_alive()
+            return self._dims()
 
     async def repeat(
         self, program: str, times: int, read: str, dims: Mapping[str, int] | None = None
@@ -201,16 +272,27 @@ class WasmSession:
                 self._run = self._memory = None
                 self._store.close()
                 self._store = None
+                self._held.clear()
 
     # --- inside
 
-    def _begin(self, program: str, feeds: Mapping[str, bytes], dims: Mapping[str, int]) -> None:
+    def _begin(
+        self, program: str, feeds: Mapping[str, bytes | Held], dims: Mapping[str, int]
+    ) -> None:
         self._check_alive()
-        self._arguments.check_run(program, feeds, dims)
+        self._arguments.check_run(program, dims)
+        values = self._dims()
+        try:
+            self._sizes.update({**values, **dims})
+            self._arguments.check_feeds(feeds)
+            self._move()
+        except BaseException:
+            self._sizes.update(values)
+            raise
         for name, value in dims.items():
             self._set_dim(name, value)
         for name, data in feeds.items():
-            self._write(self._at[name], data)
+            self._write(self._at[name], self._held[data.name] if isinstance(data, Held) else data)
 
     def _check_alive(self) -> None:
         if self._store is None:
@@ -230,6 +312,11 @@ class WasmSession:
 
     def _set_dim(self, name: str, value: int) -> None:
         self._write(self._dim_at[name], struct.pack("<i", value))
+
+    def _dims(self) -> dict[str, int]:
+        """The host dims that callers know, as the module has them."""
+        at = self._dim_at
+        return {n: int.from_bytes(self._bytes(at[n], 4), "little") for n in self._arguments.dims}
 
     def _write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         raw = bytes(data)

@@ -32,6 +32,7 @@ EXCLUDED = (
     "runtime/chunks.py",  # feeds the two below
     "runtime/gpu.py",  # wgpu
     "runtime/gpu_device.py",
+    "runtime/gpu_parts.py",
     "runtime/wasm.py",  # wasmtime
     "text/template_sandbox.py",  # jinja2; the page has @huggingface/jinja
 )

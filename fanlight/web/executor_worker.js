@@ -202,7 +202,7 @@ const HANDLERS = {
     return null;
   },
 
-  /** {session, program, feeds?: {name: Uint8Array}, dims?} → null. */
+  /** {session, program, feeds?: {name: Uint8Array, or a held buffer's name}, dims?} → null. */
   async run({ session, program, feeds, dims }) {
     await held(sessions, session, 'session').run(program, feeds, dims);
     return null;
@@ -211,6 +211,22 @@ const HANDLERS = {
   /** {session, buffer, offset?, length?} → Uint8Array. */
   async readBuffer({ session, buffer, offset, length }) {
     return moved(await held(sessions, session, 'session').read(buffer, offset, length));
+  },
+
+  /** {session, buffer, length} → the name of a buffer with a copy that no run changes. */
+  hold({ session, buffer, length }) {
+    return held(sessions, session, 'session').hold(buffer, length);
+  },
+
+  /** {session, held: its name} → null; a session or buffer that is gone already is no error. */
+  async release({ session, held: name }) {
+    await sessions.get(session)?.release(name);
+    return null;
+  },
+
+  /** {session} → the host dims after all earlier runs, by name. */
+  dims({ session }) {
+    return held(sessions, session, 'session').dims();
   },
 
   /** {session, program, times, read, dims?} → null; a chunk (Uint8Array) after each run. */

@@ -7,11 +7,17 @@
 //   for await (const piece of generator('What is the capital of France?')) show(piece);
 //   const { text } = await generator([{ role: 'user', content: 'And of Italy?' }], { max_new_tokens: 20 });
 //   await generator.dispose();
+//
+//   const session = await InferenceSession.create('https://…/model.onnx', { executionProviders: ['webgpu', 'wasm'] });
+//   const { logits } = await session.run({ input_ids: { data: new BigInt64Array([101n, 102n]), dims: [1, 2] } });
+//   await session.dispose();
 
-import { AbortedError, FanlightError, InputError, throwIfAborted } from './errors.js';
-import { Channel } from './protocol.js';
+import { throwIfAborted } from './errors.js';
+import { address, starting, unlessAborted, workers } from './page_workers.js';
 
 export * from './errors.js';
+export { InferenceSession } from './inference.js';
+export { DeviceTensor, Tensor } from './tensor.js';
 
 /** The same as Python's `fanlight.__version__`. */
 export const version = '0.1.0';
@@ -181,7 +187,7 @@ export class Generation {
   #wake = () => {};
   #news = /** @type {Promise<void>} */ (Promise.resolve());
 
-  /** @param {Channel} python @param {number} pipeline @param {string | Message[]} prompt @param {GenerateOptions} options */
+  /** @param {import('./protocol.js').Channel} python @param {number} pipeline @param {string | Message[]} prompt @param {GenerateOptions} options */
   constructor(python, pipeline, prompt, { signal, progress, ...options }) {
     this.#renew();
     const fields = { pipeline, prompt, options };
@@ -190,7 +196,7 @@ export class Generation {
     this.result.catch(() => {}); // whoever iterates hears of it, too
   }
 
-  /** @param {Channel} python @param {object} fields @param {((progress: Progress) => void) | undefined} onProgress
+  /** @param {import('./protocol.js').Channel} python @param {object} fields @param {((progress: Progress) => void) | undefined} onProgress
    * @param {AbortSignal} [signal] */
   async #run(python, fields, onProgress, signal) {
     const onChunk = (/** @type {string} */ piece) => {
@@ -247,67 +253,4 @@ export class Generation {
       this.#wake = resolve;
     });
   }
-}
-
-// --- the workers
-
-/** @typedef {{executor: Channel, python: Channel}} Workers */
-/** @type {Workers | null} */
-let shared = null;
-
-/** The page's workers. Where one fails, both go, and the next pipeline starts new ones. */
-function workers() {
-  if (shared) return shared;
-  const all = [
-    new Worker(new URL('./executor_worker.js', import.meta.url), { type: 'module', name: 'fanlight executor' }),
-    new Worker(new URL('./python_worker.js', import.meta.url), { type: 'module', name: 'fanlight python' }),
-  ];
-  const [executor, python] = all.map((worker) => new Channel(worker));
-  const made = (shared = { executor, python });
-  for (const worker of all) {
-    worker.addEventListener('error', ({ message }) => {
-      if (shared === made) shared = null;
-      const error = new FanlightError('a worker failed', {
-        got: message || 'it could not be loaded', hint: 'Reload the page; its files must come from one origin.',
-      });
-      for (const [i, channel] of [executor, python].entries()) {
-        channel.fail(error);
-        all[i].terminate();
-      }
-    });
-  }
-  const { port1, port2 } = new MessageChannel();
-  for (const [channel, port] of /** @type {[Channel, MessagePort][]} */ ([[executor, port1], [python, port2]])) {
-    channel.request('connect', { port }, { transfer: [port] }).catch(() => {}); // later requests fail, too
-  }
-  return made;
-}
-
-/** Python's status, when it has started. @param {Channel} python @param {(progress: Progress) => void} progress
- * @returns {Promise<{python_ms: number, can_run_sync: boolean, version: string}>} */
-async function starting(python, progress) {
-  progress({ stage: 'python', done: 0, total: 1 });
-  const status = await python.request('status');
-  progress({ stage: 'python', done: 1, total: 1 });
-  return status;
-}
-
-/** @param {string | URL} model */
-function address(model) {
-  try {
-    return new URL(model, globalThis.document?.baseURI ?? location.href).href;
-  } catch (cause) {
-    throw new InputError('not the address of a model', { got: model, cause, hint: 'Give a URL or a File.' });
-  }
-}
-
-/** `promise`, or AbortedError as soon as `signal` is aborted: cleaning up goes on behind.
- * @template T @param {Promise<T>} promise @param {AbortSignal} [signal] @returns {Promise<T>} */
-function unlessAborted(promise, signal) {
-  if (!signal) return promise;
-  return new Promise((resolve, reject) => {
-    const abort = () => reject(new AbortedError('aborted', { cause: signal.reason }));
-    signal.addEventListener('abort', abort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
-  });
 }

@@ -1,15 +1,16 @@
 // Executor of webgpu plans. In: a plan and its files. Out: a session with run, read, repeat and
-// dispose. All that can be made at load is made at load: buffers, pipelines, bind groups. Weights
-// stream in while pipelines compile. Knows nothing of models. The steps themselves are replayed by
+// dispose. All that can be made at load is made at load: buffers, pipelines, bind groups. Buffers of
+// free size get memory when a run first needs it, and only then are their bind groups made anew.
+// Weights stream in while pipelines compile. Knows nothing of models. The steps themselves are replayed by
 // gpu_replay.js.
 
+import { grown } from './buffer_sizes.js';
 import { DeviceError, FanlightError, PlanError, throwIfAborted } from './errors.js';
 import { GpuDevice } from './gpu_device.js';
 import { packs } from './gpu_memory.js';
 import { Replay, kernelsOf } from './gpu_replay.js';
 import { STAGING, readPlan, stepsOf } from './plan.js';
-import { Turns, checkDims, checkFeeds, programOf } from './session.js';
-import { evaluate } from './sizes.js';
+import { Turns, checkDims, checkFeeds, checkRange, hostDims, newName, programOf } from './session.js';
 import { weightBytes, weightChunks } from './weights.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
@@ -54,6 +55,11 @@ export class GpuSession {
   #pipelines = [];
   /** @type {unknown} why a pipeline could not be made */
   #broken = null;
+  /** @type {Map<string, GPUBindGroup>} by access and buffers */
+  #groups = new Map();
+  /** @type {GPUBuffer[]} of the buffers of free size */
+  #freePacks = [];
+  #fixedBytes = 0;
 
   /** @param {Plan} plan @param {GpuDevice} device */
   constructor(plan, device) {
@@ -68,6 +74,7 @@ export class GpuSession {
       upload_ms: 0,
       pipelines_ms: 0,
       threads: 1,
+      growths: 0,
       extra: {},
     };
   }
@@ -95,45 +102,98 @@ export class GpuSession {
     this.info.upload_ms = performance.now() - upload;
     await made;
     throwIfAborted(signal);
-    for (const { name, max } of this.replay.hostDims) this.replay.setDim(name, max);
+    for (const { name, max, free } of this.replay.hostDims)
+      this.replay.setDim(name, free ? 0 : max);
     if (this.plan.programs.has('load')) await this.run('load');
     await this.replay.room(0);
     this.device.check();
   }
 
   async #makeBuffers() {
-    const { device, plan, replay } = this;
-    const most = Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize);
-    for (const { name, bytes: size } of plan.buffers.values()) {
-      const bytes = evaluate(size, new Map(), plan.maxima);
-      if (bytes > most) {
-        throw new PlanError('a buffer is larger than this device binds', {
-          where: `buffer ${name}`,
-          got: bytes,
-          wanted: `at most ${most}`,
-          hint: 'Compile again for this device.',
-        });
-      }
-      replay.bytes.set(name, bytes);
-      this.info.resident_bytes += bytes;
+    const { device, replay } = this;
+    const fixed = new Map(replay.bytes);
+    for (const { name } of replay.sizes.free) {
+      fixed.delete(name);
+      replay.capacity.set(name, replay.bytes.get(name) ?? 0);
     }
-    await device.allocate(this.info.resident_bytes, () => {
-      const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-      packs(plan, replay.bytes).forEach(({ names, offsets, bytes }, number) => {
-        const buffer = device.buffer(`pack ${number}`, bytes, usage);
-        names.forEach((name, i) => replay.places.set(name, { buffer, offset: offsets[i] }));
-      });
+    for (const [name, bytes] of fixed) {
+      this.#checkSize(name, bytes, 'Compile again for this device.');
+      this.#fixedBytes += bytes;
+    }
+    this.info.resident_bytes = this.#fixedBytes;
+    await device.allocate(this.#fixedBytes, () => {
+      this.#place(fixed);
+      this.#freePacks = this.#place(replay.capacity);
       const kind = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
       replay.uniformBuffer = device.buffer('dims', replay.uniform.byteLength, kind);
     });
+  }
+
+  /** GPU buffers for `sizes`. @param {Map<string, number>} sizes @returns {GPUBuffer[]} */
+  #place(sizes) {
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    return packs(this.plan, sizes).map(({ names, offsets, bytes }, number) => {
+      const buffer = this.device.buffer(`pack ${number}`, bytes, usage);
+      names.forEach((name, i) => this.replay.places.set(name, { buffer, offset: offsets[i] }));
+      return buffer;
+    });
+  }
+
+  /** @param {string} name @param {number} bytes @param {string} hint */
+  #checkSize(name, bytes, hint) {
+    if (bytes <= this.#most) return;
+    throw new PlanError('a buffer is larger than this device binds', {
+      where: `buffer ${name}`,
+      got: bytes,
+      wanted: `at most ${this.#most}`,
+      hint,
+    });
+  }
+
+  /** Bytes that one buffer may have. */
+  get #most() {
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.device.limits;
+    return Math.min(maxBufferSize, maxStorageBufferBindingSize);
+  }
+
+  /**
+   * More memory, if the buffers of free size need it now; their bytes are lost. What fails leaves
+   * them without memory, and the session as usable as before.
+   */
+  async #grow() {
+    const { device, replay } = this;
+    const { bytes, capacity, sizes } = replay;
+    const need = (/** @type {string} */ name) => bytes.get(name) ?? 0;
+    const small = sizes.free.filter(({ name }) => need(name) > (capacity.get(name) ?? 0));
+    for (const { name } of small) this.#checkSize(name, need(name), 'Run with smaller inputs.');
+    if (!small.length) return;
+    for (const { name } of small)
+      capacity.set(name, grown(capacity.get(name) ?? 0, need(name), this.#most));
+    const whole = [...capacity.values()].reduce((sum, size) => sum + size, 0);
+    for (const buffer of this.#freePacks) device.release(buffer);
+    try {
+      await device.allocate(whole, () => {
+        this.#freePacks = this.#place(capacity);
+      });
+      this.info.growths += 1;
+      this.info.resident_bytes = this.#fixedBytes + whole;
+    } catch (error) {
+      for (const name of capacity.keys()) capacity.set(name, 0);
+      for (const buffer of this.#freePacks) device.release(buffer);
+      this.#freePacks = this.#place(capacity);
+      this.info.resident_bytes = this.#fixedBytes;
+      throw error;
+    } finally {
+      this.#groups.clear();
+      this.#prepare();
+    }
   }
 
   /** Bind groups of all dispatches, equal ones once. */
   #prepare() {
     const { device, replay } = this;
     const { kernels, programs, weights } = this.plan;
-    /** @type {Map<string, GPUBindGroup>} */
-    const groups = new Map();
+    const groups = this.#groups;
     const lists = [...programs.values(), ...weights.map((w) => w.steps)];
     for (const step of lists.flatMap((steps) => [...stepsOf(steps)])) {
       if (step.op !== 'dispatch') continue;
@@ -229,12 +289,12 @@ export class GpuSession {
    * Writes feeds, sets dims, runs; resolves when all is submitted and at most one submit is
    * unfinished.
    * @param {string} program
-   * @param {Record<string, Uint8Array>} [feeds]
+   * @param {Record<string, import('./session.js').Feed>} [feeds]
    * @param {Record<string, number>} [dims]
    */
   run(program, feeds = {}, dims = {}) {
     return this.#call(async () => {
-      const steps = this.#begin(program, feeds, dims);
+      const steps = await this.#begin(program, feeds, dims);
       await this.replay.play(steps);
       await this.replay.room(IN_FLIGHT - 1);
       this.replay.submit();
@@ -251,6 +311,44 @@ export class GpuSession {
     return this.#call(() => this.replay.readBack(name, offset, length));
   }
 
+  /** Copies the first bytes of a buffer; see session.js.
+   * @param {string} name @param {number} length @returns {Promise<string>} */
+  hold(name, length) {
+    return this.#call(async () => {
+      const { device, replay } = this;
+      const bytes = checkRange(name, replay.bytes.get(name), 0, length);
+      const held = newName(replay.bytes);
+      const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+      await device.allocate(bytes, () => {
+        const buffer = device.buffer(held, Math.max(16, bytes), usage);
+        replay.places.set(held, { buffer, offset: 0 });
+      });
+      replay.bytes.set(held, bytes);
+      replay.copyBytes(name, 0, held, 0, bytes);
+      replay.submit();
+      return held;
+    });
+  }
+
+  /** Gives a held buffer back. @param {string} held */
+  async release(held) {
+    if (this.#turns.closed) return;
+    await this.#call(async () => {
+      const place = this.replay.places.get(held);
+      if (!place || this.plan.buffers.has(held)) return;
+      this.replay.bytes.delete(held);
+      this.device.release(place.buffer);
+      this.replay.places.delete(held);
+    });
+  }
+
+  /** The host dims after all earlier runs. @returns {Promise<Record<string, number>>} */
+  dims() {
+    return this.#call(async () =>
+      Object.fromEntries(hostDims(this.plan).map((n) => [n, this.replay.values.get(n) ?? 0])),
+    );
+  }
+
   /**
    * Runs `program` up to `times` times; `onChunk` gets the bytes of `read` after each, in order,
    * while the
@@ -263,7 +361,7 @@ export class GpuSession {
    * @param {(bytes: Uint8Array<ArrayBuffer>) => unknown} onChunk @param {AbortSignal} [signal] */
   repeat(program, times, read, dims, onChunk, signal) {
     return this.#call(async () => {
-      const steps = this.#begin(program, {}, dims);
+      const steps = await this.#begin(program, {}, dims);
       /** @type {Promise<Uint8Array<ArrayBuffer>>[]} */
       const behind = [];
       let stopped = false;
@@ -312,14 +410,25 @@ export class GpuSession {
   /**
    * Checks and applies a call's arguments.
    * @param {string} program
-   * @param {Record<string, Uint8Array>} feeds
+   * @param {Record<string, import('./session.js').Feed>} feeds
    * @param {Record<string, number>} dims */
-  #begin(program, feeds, dims) {
+  async #begin(program, feeds, dims) {
+    const { sizes, values } = this.replay;
     const steps = programOf(this.plan, program);
     checkDims(this.plan, dims);
-    checkFeeds(this.plan, feeds, (name) => this.replay.bytes.get(name) ?? 0);
+    try {
+      sizes.update(new Map([...values, ...Object.entries(dims)]));
+      checkFeeds(this.plan, feeds, (name) => sizes.bytes.get(name));
+      await this.#grow();
+    } catch (error) {
+      sizes.update(new Map(values));
+      throw error;
+    }
     for (const [name, value] of Object.entries(dims)) this.replay.setDim(name, value);
-    for (const [name, bytes] of Object.entries(feeds)) this.replay.write(name, 0, bytes);
+    for (const [name, bytes] of Object.entries(feeds)) {
+      if (typeof bytes !== 'string') this.replay.write(name, 0, bytes);
+      else this.replay.copyBytes(bytes, 0, name, 0, sizes.bytes.get(bytes) ?? 0);
+    }
     return steps;
   }
 }

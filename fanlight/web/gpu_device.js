@@ -142,6 +142,12 @@ export class GpuDevice {
     return buffer;
   }
 
+  /** Destroys a buffer before the device goes. @param {GPUBuffer} buffer */
+  release(buffer) {
+    buffer.destroy();
+    this.#buffers = this.#buffers.filter((held) => held !== buffer);
+  }
+
   /**
    * The layout of a kernel's bindings, equal ones once.
    * @param {string[]} access

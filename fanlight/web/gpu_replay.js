@@ -3,6 +3,8 @@
 // dim, ends the submit. Buffers, pipelines and bind groups are given to it ready made (gpu.js makes
 // them).
 
+import { BufferSizes } from './buffer_sizes.js';
+import { PlanError } from './errors.js';
 import { boundBytes } from './gpu_memory.js';
 import { COMPARISONS, RESERVED_DIMS, stepsOf } from './plan.js';
 import { checkDims, checkRange } from './session.js';
@@ -24,8 +26,8 @@ const OWN_SLOT = 2;
 export class Replay {
   /** @type {Map<string, Place>} where each buffer of the plan is */
   places = new Map();
-  /** @type {Map<string, number>} bytes of each buffer, as the plan says */
-  bytes = new Map();
+  /** @type {Map<string, number>} bytes that are bound of buffers of free size: what they have */
+  capacity = new Map();
   /** @type {GPUComputePipeline[]} */
   pipelines = [];
   /** @type {Map<Step, Prepared>} */
@@ -54,8 +56,9 @@ export class Replay {
     this.device = device;
     this.queue = device.queue;
     this.hostDims = [...plan.dims.values()].filter((d) => d.kind === 'host');
-    for (const { name, max } of this.hostDims)
-      this.#values.set(name, RESERVED_DIMS.includes(name) ? 0 : max);
+    this.sizes = new BufferSizes(plan);
+    for (const { name, max, free } of this.hostDims)
+      this.#values.set(name, free || RESERVED_DIMS.includes(name) ? 0 : max);
     this.uniform = new Uint32Array(Math.max(4, Math.ceil(this.hostDims.length / 4) * 4));
     for (const steps of [...plan.programs.values(), ...plan.weights.map((w) => w.steps)])
       this.#mark(steps);
@@ -108,6 +111,15 @@ export class Replay {
     const y = this.#size(step.grid[1]);
     const z = this.#size(step.grid[2]);
     if (x <= 0 || y <= 0 || z <= 0) return;
+    const most = this.device.limits.maxComputeWorkgroupsPerDimension;
+    if (Math.max(x, y, z) > most) {
+      throw new PlanError('more workgroups than this device has on an axis', {
+        where: `kernel ${this.plan.kernels[step.kernel].name}`,
+        got: `${x} × ${y} × ${z}`,
+        wanted: `at most ${most}`,
+        hint: 'Run with smaller inputs.',
+      });
+    }
     const { pipeline, bindGroup } = /** @type {Prepared} */ (this.prepared.get(step));
     if (!this.#pass) {
       this.#pass = this.#commands().beginComputePass();
@@ -121,27 +133,26 @@ export class Replay {
 
   /** @param {import('./plan.js').Copy} step */
   #copy(step) {
-    const bytes = this.#size(step.bytes);
+    const [from, to] = [this.#size(step.source_offset), this.#size(step.target_offset)];
+    this.copyBytes(step.source, from, step.target, to, this.#size(step.bytes));
+  }
+
+  /** Encodes a copy. @param {string} source @param {number} from
+   * @param {string} target @param {number} to @param {number} bytes */
+  copyBytes(source, from, target, to, bytes) {
     if (bytes <= 0) return;
     this.#endPass();
-    const [from, to] = [this.#size(step.source_offset), this.#size(step.target_offset)];
-    checkRange(step.source, this.bytes.get(step.source), from, bytes);
-    checkRange(step.target, this.bytes.get(step.target), to, bytes);
-    const [source, target] = [this.#place(step.source), this.#place(step.target)];
-    this.#commands().copyBufferToBuffer(
-      source.buffer,
-      source.offset + from,
-      target.buffer,
-      target.offset + to,
-      bytes,
-    );
+    checkRange(source, this.bytes.get(source), from, bytes);
+    checkRange(target, this.bytes.get(target), to, bytes);
+    const [a, b] = [this.#place(source), this.#place(target)];
+    this.#commands().copyBufferToBuffer(a.buffer, a.offset + from, b.buffer, b.offset + to, bytes);
   }
 
   /** @param {string} dim @param {string} buffer @param {number} offset */
   async #readDim(dim, buffer, offset) {
     const bytes = await this.readBack(buffer, offset, 4, OWN_SLOT);
     const value = new DataView(bytes.buffer).getInt32(0, true);
-    checkDims(this.plan, { [dim]: value });
+    checkDims(this.plan, { [dim]: value }, true);
     this.setDim(dim, value);
   }
 
@@ -155,6 +166,16 @@ export class Replay {
     return typeof size === 'number' ? size : evaluate(size, this.#values, this.plan.maxima);
   }
 
+  /** Bytes of each buffer, as the plan and the dims say. */
+  get bytes() {
+    return this.sizes.bytes;
+  }
+
+  /** The host dims now. @returns {ReadonlyMap<string, number>} */
+  get values() {
+    return this.#values;
+  }
+
   /** @param {string} name */
   #place(name) {
     return /** @type {Place} */ (this.places.get(name));
@@ -162,7 +183,8 @@ export class Replay {
 
   /** The whole buffer, to be bound. @param {string} name @returns {GPUBufferBinding} */
   binding(name) {
-    return { ...this.#place(name), size: boundBytes(this.bytes.get(name) ?? 0) };
+    const size = this.capacity.get(name) ?? this.bytes.get(name) ?? 0;
+    return { ...this.#place(name), size: boundBytes(size) };
   }
 
   // --- dims and the queue

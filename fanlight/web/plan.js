@@ -3,12 +3,12 @@
 // eval.
 
 import { PlanError } from './errors.js';
-import { array, boolean, natural, object, oneOf, string } from './plan_checks.js';
+import { array, boolean, natural, object, oneOf, span, string } from './plan_checks.js';
 import { checkSize, dimsOf } from './sizes.js';
 
 /** @typedef {import('./sizes.js').Size} Size */
 /**
- * @typedef {{name: string, kind: 'host' | 'device', max: number, buffer: string, offset: number}} DimSpec
+ * @typedef {{name: string, kind: 'host' | 'device', max: number, buffer: string, offset: number, free: boolean, bound: Size | null}} DimSpec
  */
 /** @typedef {{name: string, kind: string, bytes: Size, dtype: string, shape: Size[]}} Buffer */
 /** @typedef {{file?: string, segment?: number, offset: number, length: number}} Source */
@@ -102,8 +102,8 @@ class Reader {
   constructor(h, bytes, base) {
     this.h = h;
     this.target = /** @type {'webgpu' | 'wasm'} */ (oneOf(h.target, ['webgpu', 'wasm'], 'target'));
-    this.segments = array(h.segments, 'segments').map((span, i) => {
-      const [offset, length] = array(span, `segment ${i}`).map((n) => natural(n, `segment ${i}`));
+    this.segments = array(h.segments, 'segments').map((place, i) => {
+      const [offset, length] = span(place, `segment ${i}`);
       if (!(base + offset + length <= bytes.length)) {
         throw new PlanError('segment outside the file', { where: `segment ${i}` });
       }
@@ -113,6 +113,8 @@ class Reader {
     this.dims = new Map();
     /** @type {Map<string, Buffer>} */
     this.buffers = new Map();
+    /** @type {Set<string>} */
+    this.freeBuffers = new Set();
     /** @type {Kernel[]} */
     this.kernels = [];
     this.programNames = new Set(Object.keys(object(h.programs, 'programs')));
@@ -124,9 +126,11 @@ class Reader {
     for (const d of array(h.dims, 'dims')) this.#dim(object(d, 'dims'));
     for (const b of array(h.buffers, 'buffers')) this.#buffer(object(b, 'buffers'));
     for (const { name, kind, buffer } of this.dims.values()) {
-      if (kind === 'device' && !this.buffers.has(buffer)) {
-        throw new PlanError('device dim without its buffer', { where: `dim ${name}`, got: buffer });
-      }
+      const where = `dim ${name}`;
+      if (kind === 'device' && !this.buffers.has(buffer))
+        throw new PlanError('device dim without its buffer', { where, got: buffer });
+      if (kind === 'device' && this.freeBuffers.has(buffer))
+        throw new PlanError('a device dim in a buffer of free size', { where });
     }
     /** @type {Uint8Array} */
     let code = new Uint8Array();
@@ -173,9 +177,15 @@ class Reader {
     const name = string(d.name, 'dims');
     const where = `dim ${name}`;
     const kind = /** @type {'host' | 'device'} */ (oneOf(d.kind, ['host', 'device'], where));
-    const offset = natural(d.offset ?? 0, where);
-    const buffer = string(d.buffer ?? '', where);
-    this.dims.set(name, { name, kind, max: natural(d.max, where), buffer, offset });
+    const [offset, buffer] =
+      kind === 'device' ? [natural(d.offset, where), string(d.buffer, where)] : [0, ''];
+    const free = boolean(given(d.free, false), where);
+    if (free && (kind !== 'host' || RESERVED_DIMS.includes(name)))
+      throw new PlanError("only a run's host dim can be free", { where });
+    const bound = d.bound === undefined ? null : this.#hostSize(d.bound, where);
+    if (bound !== null && !free) throw new PlanError("a bound is a free dim's", { where });
+    const max = natural(d.max, where);
+    this.dims.set(name, { name, kind, max, buffer, offset, free, bound });
   }
 
   /** @param {Record<string, any>} b */
@@ -187,6 +197,11 @@ class Reader {
     const shape = array(b.shape, where).map((s) => checkSize(s, this.dims, where));
     const kind = oneOf(b.kind, BUFFER_KINDS, where);
     const bytes = checkSize(b.bytes, this.dims, where);
+    if (dimsOf(bytes).some((d) => this.dims.get(d)?.free)) {
+      if (kind === 'weight' || kind === 'staging')
+        throw new PlanError("a weight's size is not free", { where });
+      this.freeBuffers.add(name);
+    }
     this.buffers.set(name, { name, kind, bytes, dtype: string(b.dtype, where), shape });
   }
 
@@ -198,14 +213,14 @@ class Reader {
     if (k.code === undefined && this.target === 'webgpu')
       throw new PlanError('a webgpu kernel has code', { where });
     if (k.code !== undefined) {
-      const [at, size] = array(k.code, where).map((n) => natural(n, where));
+      const [at, size] = span(k.code, where);
       if (!(at + size <= code.length))
         throw new PlanError('code outside its segment', { where, got: k.code });
       text = new TextDecoder().decode(code.subarray(at, at + size));
     }
-    const access = array(k.access ?? [], where).map((a) => oneOf(a, ['read', 'read_write'], where));
-    const features = array(k.features ?? [], where).map((f) => string(f, where));
-    return { name, code: text, access, dims: boolean(k.dims ?? false, where), features };
+    const access = array(given(k.access, []), where).map((a) => oneOf(a, ['read', 'read_write'], where));
+    const features = array(given(k.features, []), where).map((f) => string(f, where));
+    return { name, code: text, access, dims: boolean(given(k.dims, false), where), features };
   }
 
   /** @param {Record<string, any>} w @returns {Weight} */
@@ -225,8 +240,14 @@ class Reader {
         throw new PlanError('source outside its segment', { where });
       }
     }
-    const buffer = string(w.buffer ?? '', where);
-    const steps = this.#steps(w.steps ?? [], where);
+    const buffer = string(given(w.buffer, ''), where);
+    const steps = this.#steps(given(w.steps, []), where);
+    for (const step of stepsOf(steps)) {
+      const used = step.op === 'dispatch' ? step.buffers : [];
+      if (step.op === 'copy') used.push(step.source, step.target);
+      if (used.some((name) => this.freeBuffers.has(name)))
+        throw new PlanError("a weight's steps use a buffer of free size", { where });
+    }
     if (!steps.length && !this.buffers.has(buffer)) {
       throw new PlanError('neither steps nor a buffer', { where, got: buffer });
     }
@@ -259,7 +280,7 @@ class Reader {
     const size = (/** @type {unknown} */ value) => checkSize(value, this.dims, where);
     switch (s.op) {
       case 'dispatch': {
-        const grid = array(s.grid ?? [1, 1, 1], where).map(size);
+        const grid = array(given(s.grid, [1, 1, 1]), where).map(size);
         if (grid.length !== 3)
           throw new PlanError('a grid has three sizes', { where, got: grid.length });
         const buffers = array(s.buffers, where).map((b) => this.#bufferName(b, where));
@@ -268,7 +289,7 @@ class Reader {
           kernel: s.kernel,
           buffers,
           grid,
-          args: array(s.args ?? [], where).map(size),
+          args: array(given(s.args, []), where).map(size),
         });
         this.#checkDispatch(step, where);
         return step;
@@ -289,6 +310,9 @@ class Reader {
       case 'read': {
         if (this.dims.get(s.dim)?.kind !== 'host') {
           throw new PlanError('read into something not a host dim', { where, got: s.dim });
+        }
+        if (this.dims.get(s.dim)?.free && this.dims.get(s.dim)?.bound === null) {
+          throw new PlanError('a free dim that is read has a bound', { where, got: s.dim });
         }
         return {
           op: 'read',
@@ -350,6 +374,11 @@ class Reader {
       throw new PlanError('a written buffer is bound twice', { where, got: written.join(', ') });
     }
   }
+}
+
+/** A value that may be left out. @template T @param {unknown} value @param {T} otherwise */
+function given(value, otherwise) {
+  return value === undefined ? otherwise : value;
 }
 
 /** All steps, nested ones included. @param {Step[]} steps @returns {Generator<Step, void, void>} */

@@ -49,6 +49,14 @@ export function natural(value, where) {
   });
 }
 
+/** [offset, length] @param {unknown} value @param {string} where @returns {[number, number]} */
+export function span(value, where) {
+  const [offset, length, ...more] = array(value, where).map((n) => natural(n, where));
+  if (length !== undefined && !more.length) return [offset, length];
+  const got = JSON.stringify(value);
+  throw new PlanError('not a pair of offset and length', { where, got });
+}
+
 /**
  * @param {unknown} value
  * @param {readonly string[]} options

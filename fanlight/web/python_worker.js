@@ -1,6 +1,7 @@
 // Python's worker: boots Pyodide with Fanlight in it and hands requests to fanlight/worker.py, where tasks,
 // compiler, tokenisers and stop rules live. In: requests (protocol.js) from the page: `connect` first, with a
-// port to the executor's worker, then `status`, `create`, `generate`, `dispose`. Everything is loaded from
+// port to the executor's worker, then `status`, `create`, `open_session`,
+// `generate`, `dispose`. Everything is loaded from
 // beside this file. Knows no models.
 
 import { bundle } from './bundle.js';
@@ -104,6 +105,18 @@ new Channel(/** @type {any} */ (self), {
     bridge.opened.set(model, { ...file, kept: unpack(resumed) });
     try {
       return await serve('create', { task, model, device, options }, context);
+    } finally {
+      bridge.opened.delete(model);
+    }
+  },
+
+  /** {file, model, providers, overrides, relaxed_simd} → see fanlight/worker.py; `file` is what the executor's
+   * `open` replied for a model without a URL, or null. */
+  async open_session({ file, ...fields }, context) {
+    const model = file ? `opened:${file.file}` : fields.model;
+    if (file) bridge.opened.set(model, { ...file, kept: unpack({ key: null, loading: null, notes: null }) });
+    try {
+      return await serve('open_session', { ...fields, model }, context);
     } finally {
       bridge.opened.delete(model);
     }

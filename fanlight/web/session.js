@@ -17,6 +17,7 @@ import { RESERVED_DIMS } from './plan.js';
  * @property {number} upload_ms
  * @property {number} pipelines_ms
  * @property {number} threads
+ * @property {number} growths runs that needed more memory than those before
  * @property {Record<string, number>} extra
  */
 /**
@@ -25,30 +26,38 @@ import { RESERVED_DIMS } from './plan.js';
  * @property {AbortSignal} [signal]
  * @property {number} [threads] wasm only
  */
+/** @typedef {Uint8Array | string} Feed bytes, or the name of a held buffer */
 /**
  * @typedef {object} Session
  * @property {SessionInfo} info
- * @property {(program: string, feeds?: Record<string, Uint8Array>, dims?: Record<string, number>) => Promise<void>} run
+ * @property {(program: string, feeds?: Record<string, Feed>, dims?: Record<string, number>) => Promise<void>} run
  * @property {(buffer: string, offset?: number, length?: number) => Promise<Uint8Array<ArrayBuffer>>} read
  * @property {(program: string, times: number, read: string, dims: Record<string, number>,
  * onChunk: (bytes: Uint8Array<ArrayBuffer>) => unknown, signal?: AbortSignal) => Promise<void>}
  * repeat
+ * @property {(buffer: string, length: number) => Promise<string>} hold copies the first bytes of a buffer into
+ *   one that later runs leave alone; returns its name, for `read`, feeds and `release`
+ * @property {(held: string) => Promise<void>} release
+ * @property {() => Promise<Record<string, number>>} dims the host dims after all earlier runs
  * @property {() => Promise<void>} dispose
  */
 
 /** Throws PlanError for dims that a caller may not set, or out of range.
- * @param {Plan} plan @param {Record<string, number>} dims */
-export function checkDims(plan, dims) {
+ * @param {Plan} plan @param {Record<string, number>} dims @param {boolean} [read] by the program */
+export function checkDims(plan, dims, read = false) {
   for (const [name, value] of Object.entries(dims)) {
     const dim = plan.dims.get(name);
     if (dim?.kind !== 'host' || RESERVED_DIMS.includes(name)) {
       throw new PlanError('not a dim that can be set', { got: name });
     }
-    if (!Number.isInteger(value) || value < 0 || value > dim.max) {
+    if (dim.bound !== null && !read)
+      throw new PlanError('a dim that only the program sets', { where: `dim ${name}`, got: value });
+    const most = Math.min(dim.max, 2 ** 31 - 1); // kernels have dims in 32 bits
+    if (!Number.isInteger(value) || value < 0 || value > most) {
       throw new PlanError('a dim is out of range', {
         where: `dim ${name}`,
         got: value,
-        wanted: `0 to ${dim.max}`,
+        wanted: `0 to ${most}`,
       });
     }
   }
@@ -56,8 +65,8 @@ export function checkDims(plan, dims) {
 
 /** Throws PlanError unless `feeds` are inputs and states and fit.
  * @param {Plan} plan
- * @param {Record<string, Uint8Array>} feeds
- * @param {(name: string) => number} bytesOf
+ * @param {Record<string, Feed>} feeds
+ * @param {(name: string) => number | undefined} bytesOf
  */
 export function checkFeeds(plan, feeds, bytesOf) {
   for (const [name, bytes] of Object.entries(feeds)) {
@@ -68,13 +77,11 @@ export function checkFeeds(plan, feeds, bytesOf) {
         got: kind ?? 'no such buffer',
       });
     }
-    if (bytes.length > bytesOf(name)) {
-      throw new PlanError('too many bytes', {
-        where: `buffer ${name}`,
-        got: bytes.length,
-        wanted: bytesOf(name),
-      });
-    }
+    const size = typeof bytes === 'string' ? bytesOf(bytes) : bytes.length;
+    const wanted = bytesOf(name) ?? 0;
+    if (size === undefined) throw new PlanError('the held buffer was released', { got: bytes });
+    if (size > wanted)
+      throw new PlanError('too many bytes', { where: `buffer ${name}`, got: size, wanted });
   }
 }
 
@@ -94,6 +101,19 @@ export function checkRange(name, whole, offset, length) {
     });
   }
   return wanted;
+}
+
+/** A name for a held buffer that no other has. @param {Map<string, number>} bytes of all buffers */
+export function newName(bytes) {
+  let number = bytes.size;
+  while (bytes.has(`held.${number}`)) number += 1;
+  return `held.${number}`;
+}
+
+/** The host dims that a caller knows. @param {Plan} plan @returns {string[]} */
+export function hostDims(plan) {
+  const dims = [...plan.dims.values()].filter(({ kind }) => kind === 'host');
+  return dims.map(({ name }) => name).filter((name) => !RESERVED_DIMS.includes(name));
 }
 
 /** The program's steps. @param {Plan} plan @param {string} name */

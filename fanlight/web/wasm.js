@@ -1,12 +1,13 @@
 // Executor of wasm plans. In: a plan and its files. Out: a session with run, read, repeat and
-// dispose. One memory holds everything, at offsets fixed at load; JavaScript enters the module once
+// dispose. One memory holds everything, at offsets fixed at load but for buffers of free size, which
+// lie behind the others, where a run's dims put them; JavaScript enters the module once
 // per program and all threads walk its steps inside. Thread 0 is the worker that this runs in, the
 // others are wasm_thread.js. Knows nothing of models.
 
 import { DeviceError, PlanError, throwIfAborted } from './errors.js';
 import { STAGING, readPlan } from './plan.js';
-import { Turns, checkDims, checkFeeds, checkRange, programOf } from './session.js';
-import { evaluate } from './sizes.js';
+import { Turns, checkDims, checkFeeds, checkRange, hostDims, newName, programOf } from './session.js';
+import { WasmMemory } from './wasm_memory.js';
 import { weightBytes, weightChunks } from './weights.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
@@ -17,11 +18,7 @@ import { weightBytes, weightChunks } from './weights.js';
  * @typedef {{run(program: number, tid: number, threads: number): void, start(program: number, threads: number): void, quit(): void}} Exports
  */
 
-const PAGE = 65536;
-const MOST_PAGES = 65536;
 const MOST_THREADS = 8;
-/** Buffers begin at multiples of this. */
-const ALIGN = 64;
 /** The largest piece of a weight that is copied at once. */
 const CHUNK = 4 << 20;
 
@@ -76,44 +73,35 @@ export class WasmSession {
   #exports = null;
   /** @type {DeviceError | null} */
   #failure = null;
+  /** @type {Map<string, Uint8Array<ArrayBuffer>>} beside the module's memory */
+  #held = new Map();
 
   /** @param {Plan} plan @param {WasmModule} module @param {number} threads */
   constructor(plan, module, threads) {
     this.plan = plan;
     this.module = module;
     this.threads = threads;
-    /** @type {Map<string, {at: number, bytes: number}>} */
-    this.places = new Map();
     const hostDims = [...plan.dims.values()].filter((d) => d.kind === 'host');
     /** @type {Map<string, number>} host dim → its address */
     this.dimsAt = new Map(hostDims.map(({ name }, i) => [name, module.dims_at + 4 * i]));
-    const end = this.#layOut();
-    this.memory = allocate(end, module.threads);
-    this.bytes = new Uint8Array(this.memory.buffer);
-    this.view = new DataView(this.memory.buffer);
+    this.mem = new WasmMemory(plan, module, threads);
     /** @type {import('./session.js').SessionInfo} */
     this.info = {
       backend: 'wasm',
       adapter: `${threads} thread${threads > 1 ? 's' : ''}`,
-      resident_bytes: end,
+      resident_bytes: this.mem.end,
       upload_ms: 0,
       pipelines_ms: 0,
       threads,
+      growths: 0,
       extra: {},
     };
   }
 
-  /** Gives each buffer its place; returns the end of the last. */
-  #layOut() {
-    const values = new Map([['threads', this.threads]]);
-    let end = this.module.reserved;
-    for (const { name, bytes } of this.plan.buffers.values()) {
-      const at = Math.ceil(end / ALIGN) * ALIGN;
-      const size = evaluate(bytes, values, this.plan.maxima);
-      this.places.set(name, { at, bytes: size });
-      end = at + Math.ceil(size / 4) * 4;
-    }
-    return end;
+  /** @returns {Map<string, number>} the host dims now, as the module has them */
+  #values() {
+    const at = (/** @type {string} */ name) => /** @type {number} */ (this.dimsAt.get(name));
+    return new Map(hostDims(this.plan).map((n) => [n, this.mem.view.getUint32(at(n), true)]));
   }
 
   // --- load
@@ -130,13 +118,16 @@ export class WasmSession {
     progress({ stage: 'compile', done: 1, total: 1 });
     await this.#upload(files, progress, signal);
     this.info.upload_ms = performance.now() - begin - this.info.pipelines_ms;
-    for (const [name, at] of this.dimsAt)
-      this.#setDim(at, name === 'threads' ? this.threads : (this.plan.maxima.get(name) ?? 0));
+    for (const [name, at] of this.dimsAt) {
+      const { max, free } = /** @type {import('./plan.js').DimSpec} */ (this.plan.dims.get(name));
+      this.#setDim(at, name === 'threads' ? this.threads : free ? 0 : max);
+    }
     if (this.plan.programs.has('load')) await this.run('load');
   }
 
   async #instantiate() {
-    const { memory, module, plan } = this;
+    const { module, plan } = this;
+    const { memory } = this.mem;
     let compiled;
     try {
       compiled = await WebAssembly.compile(
@@ -150,9 +141,7 @@ export class WasmSession {
     const tids = Array.from({ length: this.threads - 1 }, (_, i) => i + 1);
     await Promise.all(tids.map((tid) => this.#startThread(tid, compiled)));
     // The module's own data is in place only now: every instance writes it again.
-    [...this.places.values()].forEach(({ at }, i) =>
-      this.view.setUint32(module.buffers_at + 4 * i, at, true),
-    );
+    this.mem.writeAddresses();
     for (const [name, at] of this.dimsAt) this.#setDim(at, name === 'threads' ? this.threads : 0);
     for (const worker of this.#workers) worker.postMessage('enter');
   }
@@ -163,7 +152,8 @@ export class WasmSession {
    * @param {WebAssembly.Module} module
    */
   #startThread(tid, module) {
-    const { memory, threads } = this;
+    const { threads } = this;
+    const { memory } = this.mem;
     return new Promise((resolve, reject) => {
       const worker = new Worker(new URL('./wasm_thread.js', import.meta.url), {
         type: 'module',
@@ -189,7 +179,7 @@ export class WasmSession {
    */
   async #upload(files, progress, signal) {
     const total = weightBytes(this.plan);
-    const staging = this.places.get(STAGING) ?? { at: 0, bytes: 0 };
+    const staging = this.mem.places.get(STAGING) ?? { at: 0, bytes: 0 };
     let done = 0;
     const limit = (/** @type {import('./plan.js').Weight} */ w) =>
       w.steps.length ? staging.bytes : Math.max(CHUNK, w.unit);
@@ -200,13 +190,13 @@ export class WasmSession {
     )) {
       throwIfAborted(signal);
       if (weight.steps.length) {
-        this.bytes.set(bytes, staging.at);
-        this.bytes.fill(0, staging.at + bytes.length, staging.at + Math.ceil(bytes.length / 4) * 4);
+        this.mem.bytes.set(bytes, staging.at);
+        this.mem.bytes.fill(0, staging.at + bytes.length, staging.at + Math.ceil(bytes.length / 4) * 4);
         this.#setDim(this.dimsAt.get('unit_first'), first);
         this.#setDim(this.dimsAt.get('unit_count'), count);
         this.#enter(`load/${index}`);
       } else {
-        const place = /** @type {{at: number, bytes: number}} */ (this.places.get(weight.buffer));
+        const place = /** @type {{at: number, bytes: number}} */ (this.mem.places.get(weight.buffer));
         const end = first * weight.unit + bytes.length;
         if (end > place.bytes) {
           throw new PlanError('too many bytes', {
@@ -215,7 +205,7 @@ export class WasmSession {
             wanted: place.bytes,
           });
         }
-        this.bytes.set(bytes, place.at + first * weight.unit);
+        this.mem.bytes.set(bytes, place.at + first * weight.unit);
       }
       done += bytes.length;
       progress({ stage: 'load', done, total });
@@ -226,7 +216,7 @@ export class WasmSession {
   // --- calls
 
   /** Writes feeds, sets dims, runs to the end. @param {string} program
-   * @param {Record<string, Uint8Array>} [feeds] @param {Record<string, number>} [dims] */
+   * @param {Record<string, import('./session.js').Feed>} [feeds] @param {Record<string, number>} [dims] */
   run(program, feeds = {}, dims = {}) {
     return this.#turns.take(async () => {
       this.#begin(program, feeds, dims);
@@ -242,6 +232,27 @@ export class WasmSession {
    */
   read(name, offset = 0, length) {
     return this.#turns.take(async () => this.#copyOut(name, offset, length));
+  }
+
+  /** Copies the first bytes of a buffer; see session.js.
+   * @param {string} name @param {number} length @returns {Promise<string>} */
+  hold(name, length) {
+    return this.#turns.take(async () => {
+      const held = newName(this.mem.sizes.bytes);
+      this.#held.set(held, this.#copyOut(name, 0, length));
+      this.mem.sizes.bytes.set(held, length);
+      return held;
+    });
+  }
+
+  /** Gives a held buffer back. @param {string} held */
+  async release(held) {
+    if (this.#held.delete(held)) this.mem.sizes.bytes.delete(held);
+  }
+
+  /** The host dims after all earlier runs. @returns {Promise<Record<string, number>>} */
+  dims() {
+    return this.#turns.take(async () => Object.fromEntries(this.#values()));
   }
 
   /**
@@ -276,16 +287,30 @@ export class WasmSession {
 
   /**
    * @param {string} program
-   * @param {Record<string, Uint8Array>} feeds
+   * @param {Record<string, import('./session.js').Feed>} feeds
    * @param {Record<string, number>} dims
    */
   #begin(program, feeds, dims) {
     programOf(this.plan, program);
     checkDims(this.plan, dims);
-    checkFeeds(this.plan, feeds, (name) => this.places.get(name)?.bytes ?? 0);
+    const values = this.#values();
+    try {
+      this.mem.sizes.update(new Map([...values, ...Object.entries(dims)]));
+      checkFeeds(this.plan, feeds, (name) => this.mem.sizes.bytes.get(name));
+      if (this.mem.move()) {
+        this.info.growths += 1;
+        this.info.resident_bytes = this.mem.memory.buffer.byteLength;
+      }
+    } catch (error) {
+      this.mem.sizes.update(values);
+      this.mem.layOutFree();
+      throw error;
+    }
     for (const [name, value] of Object.entries(dims)) this.#setDim(this.dimsAt.get(name), value);
-    for (const [name, bytes] of Object.entries(feeds))
-      this.bytes.set(bytes, this.places.get(name)?.at);
+    for (const [name, feed] of Object.entries(feeds)) {
+      const bytes = typeof feed === 'string' ? this.#held.get(feed) : feed;
+      this.mem.bytes.set(/** @type {Uint8Array} */ (bytes), this.mem.places.get(name)?.at);
+    }
   }
 
   /** Runs an entry of the module on all threads. @param {string} name */
@@ -310,39 +335,22 @@ export class WasmSession {
 
   /** @param {number | undefined} at @param {number} value */
   #setDim(at, value) {
-    if (at !== undefined) this.view.setUint32(at, value, true);
+    if (at !== undefined) this.mem.view.setUint32(at, value, true);
   }
 
   /** @param {string} name @param {number} offset @param {number} [length] */
   #copyOut(name, offset, length) {
-    const place = this.places.get(name);
+    const held = this.#held.get(name);
+    if (held) {
+      const wanted = checkRange(name, held.length, offset, length);
+      return held.slice(offset, offset + wanted);
+    }
+    const place = this.mem.places.get(name);
     const wanted = checkRange(name, place?.bytes, offset, length);
     const at = (place?.at ?? 0) + offset;
     const copy = new Uint8Array(wanted);
-    copy.set(this.bytes.subarray(at, at + wanted));
+    copy.set(this.mem.bytes.subarray(at, at + wanted));
     return copy;
-  }
-}
-
-/** A memory of at least `bytes`. @param {number} bytes @param {boolean} shared
- */
-function allocate(bytes, shared) {
-  const pages = Math.ceil(bytes / PAGE);
-  const hint = 'Choose a smaller model or context, close other pages, or use the webgpu device.';
-  if (pages > MOST_PAGES) {
-    throw new DeviceError('the plan needs more than the 4 GB that WebAssembly has', {
-      got: bytes,
-      hint,
-    });
-  }
-  try {
-    return new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
-  } catch (cause) {
-    throw new DeviceError(`the browser could not give ${bytes} bytes of memory`, {
-      got: cause,
-      cause,
-      hint,
-    });
   }
 }
 

@@ -169,10 +169,10 @@ def test_validation_errors_are_device_errors() -> None:
     """A copy outside its buffer: wgpu's message comes through, and the session goes on."""
 
     async def work(session: gpu.GpuSession) -> None:
-        session._bytes["n"] = 64
+        session._sizes.bytes["n"] = 64
         with pytest.raises(DeviceError, match="refused"):
             await session.read("n", 32, 16)
-        session._bytes["n"] = 4
+        session._sizes.bytes["n"] = 4
         await session.run("main", {}, {"steps": 1})
         assert await session.read("n") == struct.pack("<I", 1)
 

@@ -9,6 +9,7 @@ from typing import Any
 from fanlight.codegen.wasm import blocks
 from fanlight.codegen.wasm.encoder import Function
 from fanlight.codegen.wasm.values import Writer, f32, i32, op
+from fanlight.errors import UnsupportedError
 from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
 from fanlight.kernels.target import Context, Operand
 from fanlight.shapes import product
@@ -17,7 +18,10 @@ from fanlight.shapes import product
 def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
+    """Raises UnsupportedError for other dtypes."""
     (x,) = inputs
+    if x.dtype.name != "f32":
+        raise UnsupportedError("f32 only; cast it first", where="argmax", got=x.dtype)
     kernel = WasmKernel("argmax", 2, 2, _emit, (1,))
     args = (product(x.shape[:-1]), x.shape[-1])
     return [WasmLaunch(kernel, (x.buffer, output.buffer), args)]

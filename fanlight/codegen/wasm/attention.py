@@ -15,9 +15,9 @@ from typing import Any
 
 from fanlight import plan as plans
 from fanlight.codegen.wasm import blocks, math
+from fanlight.codegen.wasm.access import load_row
 from fanlight.codegen.wasm.blocks import multiply_add
 from fanlight.codegen.wasm.encoder import Function
-from fanlight.codegen.wasm.lanes import load_row
 from fanlight.codegen.wasm.values import (
     Local,
     Value,

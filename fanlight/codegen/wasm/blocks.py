@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fanlight.codegen.wasm import math
-from fanlight.codegen.wasm.lanes import load_row
+from fanlight.codegen.wasm.access import ACCESS, load_row
+from fanlight.codegen.wasm.small_floats import from_f16
 from fanlight.codegen.wasm.values import Local, Value, Writer, f32x4, i32x4, op, shuffle
 from fanlight.dtypes import DTYPES, DType
 from fanlight.errors import UnsupportedError
@@ -47,13 +47,13 @@ def _halves(w: Writer, at: Local, offset: int) -> Local:
     """Two f16 neighbours as f32 in lanes 0 and 1 (a single one in lane 0: read 2 bytes more than
     it)."""
     words = op("v128.load32_zero", at, offset=offset, align=1)
-    return w.let(math.from_f16(w, op("i32x4.extend_low_i16x8_u", words)))
+    return w.let(from_f16(w, op("i32x4.extend_low_i16x8_u", words)))
 
 
 def _half(w: Writer, at: Local, offset: int) -> Local:
     """One f16, in all lanes."""
     bits = op("i32x4.splat", op("i32.load16_u", at, offset=offset, align=1))
-    return w.let(math.from_f16(w, bits))
+    return w.let(from_f16(w, bits))
 
 
 def _sixteen(
@@ -163,13 +163,11 @@ ROWS: dict[str, Row] = {
     "q6_k": Row(256, 210, _q6_k),
 }
 
-_PLAIN_ONLY = ("i32", "u32", "i8", "u8", "bool")  # loop kernels read them; no product does
-
 
 def _storage() -> dict[str, Storage | NotYet]:
     table: dict[str, Storage | NotYet] = {}
     for name, dtype in DTYPES.items():
-        if name in ROWS or name in _PLAIN_ONLY:
+        if name in ROWS or name in ACCESS:  # loop kernels read the latter
             table[name] = Storage((Plane("", dtype.bytes),), direct=True)
         else:
             table[name] = NotYet("no code reads it yet")

@@ -5,7 +5,8 @@ a row goes one by one. What doesn't depend on that axis is computed once a row, 
 whose index moves by one from element to element is one vector load, one that doesn't move a
 broadcast, any other four loads. A reduction within the lanes runs in order; one that no lane axis
 touches is itself spread over four lanes, then summed as (0 + 1) + (2 + 3). Either way its order is
-fixed when the code is made: the bits don't depend on the number of threads.
+fixed when the code is made: the bits don't depend on the number of threads. Lanes hold 32 bits:
+where a number of 64 changes from element to element, or the output is packed, they go one by one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fanlight.codegen.wasm import lanes
+from fanlight.codegen.wasm import access, lanes, scalars
+from fanlight.codegen.wasm.access import ACCESS
 from fanlight.codegen.wasm.encoder import Function
 from fanlight.codegen.wasm.nodes import Node, Nodes, along, below, power_of_two, stride
 from fanlight.codegen.wasm.values import Local, Value, Writer, i32, i32x4, op, select
@@ -22,7 +24,8 @@ from fanlight.kernels.launch import WasmKernel, WasmLaunch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.shapes import Size, product
 
-_GRANULE = 16  # elements that one thread writes together: whole cache lines
+_GRANULE = 16  # elements that one thread writes together: whole cache lines of 32-bit numbers
+_WIDE = ("f64", "i64", "u64")
 
 
 def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WasmLaunch:
@@ -49,7 +52,8 @@ class _Row:
 
     i: Local
     stop: Local
-    out: Local  # address of element 0 of the row
+    out: Local  # address of element 0 of the row; its number, of packed ones
+    last: Local  # whether this thread ends with the row
 
 
 class _Emitter:
@@ -57,6 +61,7 @@ class _Emitter:
         self.kernel, self.w = kernel, Writer(function)
         buffers = len(kernel.inputs) + 1
         self.buffers = self.w.params[:buffers]
+        self.byte = self.w.local("i32")  # of a packed output
         self.sizes = dict(zip(loops.sizes(kernel), self.w.params[buffers:-2], strict=True))
         nodes = Nodes()
         self.value, self.offset = nodes.add(kernel.value), nodes.add(kernel.offset)
@@ -71,14 +76,19 @@ class _Emitter:
         fours = isinstance(extent, int) and extent % 4 == 0
         if not all(along(n, self.inner, fours) for n in reduces if self.inner in n.axes):
             self.axis = None  # better lanes along the reduction
-        self.wide = _wide(reduces, self.axis)
+        long = [n for n in below(self.value) if n.expr.type in _WIDE]
+        self.long_axes = frozenset[int]().union(*(n.axes for n in long))  # no lanes along these
+        packed = ACCESS[self.dtype].packed
+        if self.inner in self.long_axes or self.value.expr.type in _WIDE or packed:
+            self.axis = None
+        self.wide = _wide(reduces, self.axis, self.long_axes)
         # Axes whose lanes begin at multiples of 4.
         self.aligned = {n.expr.axis for n in reduces if isinstance(n.expr, loops.Reduce)}
         self.aligned |= {self.inner} if fours else set()
-        if not reduces:
-            self.granule = _GRANULE
+        if packed or not reduces:
+            self.granule = _GRANULE << 2 * packed
         else:
-            self.granule = 1 if self.axis is None and kernel.output.bytes == 4 else 4
+            self.granule = 1 if self.axis is None and kernel.output.bytes >= 4 else 4
 
     def write(self) -> None:
         """The whole body: this thread's share of the elements, row by row."""
@@ -95,9 +105,12 @@ class _Emitter:
         with w.while_(flat < end):
             stop = w.let(i + (end - flat))
             w.set(stop, select(stop < n, stop, n))
-            at = (offset + flat - i) << lanes.ACCESS[self.dtype].shift
-            place = _Row(i, stop, w.let(self.buffers[-1] + at))
+            first = offset + flat - i
+            if not ACCESS[self.dtype].packed:
+                first = self.buffers[-1] + (first << ACCESS[self.dtype].shift)
+            out = w.let(first)
             w.set(flat, flat + (stop - i))
+            place = _Row(i, stop, out, w.let(op("i32.ge_s", flat, end)))
             self.scopes.append({})
             self._outer_axes(row)
             self._row(place)
@@ -134,17 +147,36 @@ class _Emitter:
                 rest = w.let(op("i32.div_u", rest, self.extent(size)))
 
     def _row(self, row: _Row) -> None:
-        w, shift = self.w, lanes.ACCESS[self.dtype].shift
+        w = self.w
         self.at[self.inner] = row.i
         self.hoist(self.value, self.inner, self.axis is not None)
-        address = row.out + (row.i << shift)
+        if ACCESS[self.dtype].packed:
+            self._packed_row(row)
+            return
+        address = row.out + (row.i << ACCESS[self.dtype].shift)
         if self.axis is not None:
             last = w.let(row.stop - 3)
             with self._loop(row.i, last, 4):
                 value = self.vector(self.value)
-                lanes.store_row(w, self.dtype, address, value)
+                access.store_row(w, self.dtype, address, value)
         with self._loop(row.i, row.stop, 1):
-            lanes.store(w, self.dtype, address, self.number(self.value))
+            access.store(w, self.dtype, address, self.number(self.value))
+
+    def _packed_row(self, row: _Row) -> None:
+        """Elements gather in ``self.byte``, which is stored when it is full or the last."""
+        w, how = self.w, ACCESS[self.dtype]
+        full = (1 << how.packed) - 1
+        with self._loop(row.i, row.stop, 1):
+            bits = access.encoded(w, self.dtype, self.number(self.value))
+            at = w.let(row.out + row.i)
+            place = w.let(at & full)
+            before = select(place, self.byte, 0)
+            here = (bits & ((1 << how.bits) - 1)) << (place * how.bits)
+            w.set(self.byte, before | here)
+            ends = op("i32.eq", row.i + 1, row.stop) & row.last
+            with w.if_(op("i32.eq", place, full) | ends):
+                address = self.buffers[-1] + op("i32.shr_u", at, how.packed)
+                w.do(how.store, address, self.byte)
 
     def _loop(self, i: Local, end: Local | int, step: int) -> _Scope:
         return _Scope(self, i, end, step)
@@ -160,7 +192,7 @@ class _Emitter:
             return
         if axis not in node.axes:
             self.number(node)
-            if vector:
+            if vector and node.expr.type not in _WIDE:
                 self.vector(node)
             return
         if isinstance(node.expr, loops.Reduce):
@@ -181,7 +213,7 @@ class _Emitter:
 
     def _kept(self, node: Node, axis: int | None) -> Value:
         if isinstance(node.expr, loops.Const):
-            return lanes.constant(node.expr) if axis is None else lanes.constants(node.expr)
+            return scalars.constant(node.expr) if axis is None else lanes.constants(node.expr)
         key = (node.number, axis)
         for scope in self.scopes:
             if key in scope:
@@ -194,19 +226,20 @@ class _Emitter:
     def _number(self, node: Node) -> Value:
         match node.expr:
             case loops.Axis(number, kind):
-                return lanes.cast(self.at[number], "i32", kind)
+                return scalars.cast(self.at[number], "i32", kind)
             case loops.Extent(size, kind):
-                return lanes.cast(self.extent(size), "i32", kind)
+                return scalars.cast(self.extent(size), "i32", kind)
             case loops.Load(param):
-                return lanes.load(self.w, self._dtype(param), self._address(node))
+                index = self.number(node.children[0])
+                return access.load(self.w, self._dtype(param), self.buffers[param], index)
             case loops.Cast(value, kind):
-                return lanes.cast(self.number(node.children[0]), value.type, kind)
+                return scalars.cast(self.number(node.children[0]), value.type, kind)
             case loops.Apply(name, args):
                 bits = power_of_two(node)
                 if bits is not None:
-                    return lanes.shift(name, self.number(node.children[0]), bits)
+                    return scalars.shift(name, self.number(node.children[0]), bits)
                 numbers = [self.number(c) for c in node.children]
-                return lanes.function(self.w, name, numbers, args[-1].type)
+                return scalars.function(self.w, name, numbers, args[-1].type)
             case loops.Reduce():
                 return self._reduce(node, node.expr, node.number in self.wide)
         raise AssertionError(node.expr)
@@ -235,12 +268,6 @@ class _Emitter:
     def _dtype(self, param: int) -> str:
         return self.kernel.inputs[param].name
 
-    def _address(self, node: Node) -> Value:
-        assert isinstance(node.expr, loops.Load)
-        shift = lanes.ACCESS[self._dtype(node.expr.param)].shift
-        index = self.number(node.children[0])
-        return self.buffers[node.expr.param] + (index << shift if shift else index)
-
     def _step(self, load: Node) -> int | None:
         """How the index of ``load`` moves from lane to lane."""
         assert self.axis is not None
@@ -248,20 +275,22 @@ class _Emitter:
 
     def _load_lanes(self, node: Node, param: int, axis: int) -> Value:
         w, dtype = self.w, self._dtype(param)
-        if self._step(node) == 1:
-            return lanes.load_row(w, dtype, self._address(node))
-        shift = lanes.ACCESS[dtype].shift
+        if self._step(node) == 1 and not ACCESS[dtype].packed:
+            index = self.number(node.children[0])
+            shift = ACCESS[dtype].shift
+            address = self.buffers[param] + (index << shift if shift else index)
+            return access.load_row(w, dtype, address)
         index = self.vector(node.children[0])
         found = [op("i32x4.extract_lane", index, lane=n) for n in range(4)]
-        return lanes.load_each(w, dtype, [self.buffers[param] + (x << shift) for x in found])
+        return access.load_each(w, dtype, self.buffers[param], found)
 
     # --- reductions
 
     def _reduce(self, node: Node, expr: loops.Reduce, wide: bool) -> Value:
         """One value. ``wide``: four indices of the reduction at a time, then those left over."""
         w, body, kind = self.w, node.children[0], expr.type
-        combine = lanes.combine(expr.kind)
-        total = w.let(lanes.constant(lanes.neutral(expr.kind, kind)))
+        combine = scalars.combine(expr.kind)
+        total = w.let(scalars.constant(scalars.neutral(expr.kind, kind)))
         i, end = w.local("i32"), w.let(self.extent(expr.extent))
         outer, before = self.axis, self.at.get(expr.axis)
         self.at[expr.axis] = i
@@ -270,18 +299,18 @@ class _Emitter:
         self.hoist(body, expr.axis, wide)
         w.set(i, 0)
         if wide:
-            start = lanes.constants(lanes.neutral(expr.kind, kind))
+            start = lanes.constants(scalars.neutral(expr.kind, kind))
             sums = w.let(start)
             with self._loop(i, w.let(end - 3), 4):
                 w.set(sums, lanes.functions(w, combine, [sums, self.vector(body)], kind))
             four = [lanes.lane(sums, kind, n) for n in range(4)]
             pairs = [
-                w.let(lanes.function(w, combine, [w.let(a), w.let(b)], kind))
+                w.let(scalars.function(w, combine, [w.let(a), w.let(b)], kind))
                 for a, b in (four[:2], four[2:])
             ]
-            w.set(total, lanes.function(w, combine, list(pairs), kind))
+            w.set(total, scalars.function(w, combine, list(pairs), kind))
         with self._loop(i, end, 1):
-            w.set(total, lanes.function(w, combine, [total, self.number(body)], kind))
+            w.set(total, scalars.function(w, combine, [total, self.number(body)], kind))
         self.scopes.pop()
         self.axis = outer
         self._restore(expr.axis, before)
@@ -290,7 +319,7 @@ class _Emitter:
     def _reduce_in_lanes(self, node: Node, expr: loops.Reduce) -> Value:
         """Four values, each in order."""
         w, body, kind = self.w, node.children[0], expr.type
-        total = w.let(lanes.constants(lanes.neutral(expr.kind, kind)))
+        total = w.let(lanes.constants(scalars.neutral(expr.kind, kind)))
         i, end = w.local("i32"), w.let(self.extent(expr.extent))
         before = self.at.get(expr.axis)
         self.at[expr.axis] = i
@@ -299,7 +328,7 @@ class _Emitter:
         w.set(i, 0)
         with self._loop(i, end, 1):
             vectors = [total, self.vector(body)]
-            w.set(total, lanes.functions(w, lanes.combine(expr.kind), vectors, kind))
+            w.set(total, lanes.functions(w, scalars.combine(expr.kind), vectors, kind))
         self.scopes.pop()
         self._restore(expr.axis, before)
         return total
@@ -328,13 +357,16 @@ class _Scope:
         self.turn.__exit__(None, None, None)
 
 
-def _wide(reduces: list[Node], axis: int | None) -> frozenset[int]:
-    """The reductions that are spread over lanes: those that no lane axis touches."""
+def _wide(reduces: list[Node], axis: int | None, long_axes: frozenset[int]) -> frozenset[int]:
+    """The reductions that are spread over lanes: those that no lane axis touches, along which no
+    number has 64 bits."""
     taken: set[int] = set() if axis is None else {axis}
     found: set[int] = set()
     for node in reduces:
-        assert isinstance(node.expr, loops.Reduce)
-        if not node.axes & taken:
+        reduce = node.expr
+        assert isinstance(reduce, loops.Reduce)
+        short = reduce.axis not in long_axes and reduce.type not in _WIDE
+        if short and not node.axes & taken:
             found.add(node.number)
-            taken.add(node.expr.axis)
+            taken.add(reduce.axis)
     return frozenset(found)

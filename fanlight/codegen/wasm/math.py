@@ -1,4 +1,4 @@
-"""f32 functions, four at a time: exp, log, tanh, sigmoid, silu, erf, sin, cos, pow; 16-bit floats.
+"""f32 functions, four at a time: exp, log, tanh, sigmoid, silu, erf, sin, cos, atan, pow, mod.
 
 Each takes and gives a v128 of four f32 and writes its code in place. Within 1e-6 relative over the
 whole range (tests/codegen/wasm/test_math.py states each bound in ulp); subnormal results are
@@ -156,6 +156,23 @@ def erf(w: Writer, value: Value) -> Value:
     return pick(op("f32x4.lt", a, f32x4(1.0)), near, signed)
 
 
+_ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)
+
+
+def atan(w: Writer, value: Value) -> Value:
+    x = w.let(value)
+    a = w.let(op("f32x4.abs", x))
+    steep = w.let(op("f32x4.gt", a, f32x4(2.414213562)))
+    middle = w.let(op("f32x4.gt", a, f32x4(0.4142135624)))
+    quotient = _div(_sub(a, f32x4(1.0)), _add(a, f32x4(1.0)))
+    inner = pick(steep, _div(f32x4(-1.0), a), pick(middle, quotient, a))
+    r = w.let(inner)
+    z = w.let(_mul(r, r))
+    near = _add(_mul(_mul(_polynomial(z, _ATAN), z), r), r)
+    turn = pick(steep, f32x4(1.5707963), op("v128.and", middle, f32x4(0.78539816)))
+    return op("v128.or", _add(turn, near), op("v128.and", x, i32x4(0x80000000)))
+
+
 # --- in f64, two lanes at a time
 
 
@@ -291,49 +308,6 @@ def pow_(w: Writer, base: Value, exponent: Value) -> Value:
     return pick(op("f32x4.eq", b, f32x4(0.0)), f32x4(1.0), result)
 
 
-# --- 16-bit floats; their bits lie in the low halves of i32 lanes
-
-
-def from_bf16(w: Writer, bits: Value) -> Value:
-    return op("i32x4.shl", bits, 16)
-
-
-def to_bf16(w: Writer, value: Value) -> Value:
-    """To nearest, ties to even; NaN stays NaN."""
-    x = w.let(value)
-    odd = op("v128.and", op("i32x4.shr_u", x, 16), i32x4(1))
-    rounded = op("i32x4.shr_u", op("i32x4.add", op("i32x4.add", x, i32x4(0x7FFF)), odd), 16)
-    nan = op("v128.or", op("i32x4.shr_u", x, 16), i32x4(0x40))
-    return pick(op("f32x4.eq", x, x), rounded, nan)
-
-
-def from_f16(w: Writer, bits: Value) -> Value:
-    """Exact; subnormals too: the bits, moved to f32's place, times 2 ** 112."""
-    h = w.let(bits)
-    sign = op("i32x4.shl", op("v128.and", h, i32x4(0x8000)), 16)
-    moved = w.let(op("i32x4.shl", op("v128.and", h, i32x4(0x7FFF)), 13))
-    scaled = _mul(moved, f32x4(2.0**112))
-    special = op("i32x4.ge_s", moved, i32x4(0x0F800000))
-    scaled = op("v128.or", scaled, op("v128.and", special, i32x4(0x7F800000)))
-    return op("v128.or", scaled, sign)
-
-
-def to_f16(w: Writer, value: Value) -> Value:
-    """To nearest, ties to even."""
-    x = w.let(value)
-    a = w.let(op("v128.and", x, i32x4(0x7FFFFFFF)))
-    odd = op("v128.and", op("i32x4.shr_u", a, 13), i32x4(1))
-    rounded = op("i32x4.add", op("i32x4.add", a, i32x4(0xFFF - 0x38000000)), odd)
-    result = w.let(op("i32x4.shr_u", rounded, 13))
-    # Subnormal: the addition of 1/2 rounds at the right bit.
-    small = op("i32x4.sub", _add(a, f32x4(0.5)), i32x4(0x3F000000))
-    result = w.let(pick(op("i32x4.lt_s", a, i32x4(0x38800000)), small, result))
-    result = w.let(pick(op("i32x4.ge_s", a, i32x4(0x477FF000)), i32x4(0x7C00), result))
-    result = w.let(pick(op("i32x4.gt_s", a, i32x4(0x7F800000)), i32x4(0x7E00), result))
-    sign = op("v128.and", op("i32x4.shr_u", x, 16), i32x4(0x8000))
-    return op("v128.or", result, sign)
-
-
 #: the loop IR's functions of one f32 that need more than one instruction
 UNARY: dict[str, Unary] = {
     "exp": exp,
@@ -344,5 +318,6 @@ UNARY: dict[str, Unary] = {
     "erf": erf,
     "sin": sin,
     "cos": cos,
+    "atan": atan,
 }
 BINARY: dict[str, Callable[[Writer, Value, Value], Value]] = {"pow": pow_, "mod": mod}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fanlight.codegen.wasm import argmax, attention, gather, loops, matmul, norm
+from fanlight.codegen.wasm import argmax, attention, dot, gather, loops, matmul, norm
 from fanlight.codegen.wasm.blocks import STORAGE
 from fanlight.dtypes import DType
-from fanlight.ir import fused
+from fanlight.ir import composite
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
-from fanlight.kernels.target import Entry, NotYet, Storage, complete
+from fanlight.kernels.target import Entry, NotYet, Storage, Where, complete
 from fanlight.shapes import Size
 
 #: ops with templates of their own; every other op is elementwise, movement or reduction
@@ -22,7 +22,8 @@ TEMPLATES: dict[str, Entry] = {
     "attention": attention.rule,
     "argmax": argmax.rule,
     # few barriers, and small steps on every thread, give what fused kernels would (order.py)
-    **dict.fromkeys(fused.DEFINITIONS, NotYet("no fused kernel")),
+    **dict.fromkeys(composite.DEFINITIONS, NotYet("no fused kernel")),
+    "dot": Where(dot.fits, dot.rule),
 }
 
 

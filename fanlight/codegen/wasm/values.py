@@ -27,8 +27,8 @@ from fanlight.codegen.wasm.opcodes import OPCODES, Type, leb
 
 
 class Value:
-    """Code that pushes one number of ``kind``. Operators are those of i32 and f32; signed ``>>``,
-    ``<``."""
+    """Code that pushes one number of ``kind``. Operators are those of its kind (no v128); signed
+    ``>>``, ``<``."""
 
     __slots__ = ("code", "kind")
 
@@ -79,6 +79,16 @@ def i32(value: int) -> Value:
     return Value("i32", b"\x41" + sleb(value - (1 << 32) if value >= 1 << 31 else value))
 
 
+def i64(value: int) -> Value:
+    """A constant from -2**63 to 2**64 - 1."""
+    assert -(1 << 63) <= value < 1 << 64, value
+    return Value("i64", b"\x42" + sleb(value - (1 << 64) if value >= 1 << 63 else value))
+
+
+def f64(value: float) -> Value:
+    return Value("f64", b"\x44" + struct.pack("<d", value))
+
+
 def f32(value: float) -> Value:
     return Value("f32", b"\x43" + _f32_bytes(value))
 
@@ -107,11 +117,11 @@ def _constant(value: float, kind: Type) -> bytes:
         case "i32":
             return i32(int(value)).code
         case "i64":
-            return b"\x42" + sleb(int(value))
+            return i64(int(value)).code
         case "f32":
             return f32(value).code
         case "f64":
-            return b"\x44" + struct.pack("<d", value)
+            return f64(value).code
     raise AssertionError("a number is no v128")
 
 

@@ -1,4 +1,4 @@
-"""The fused ops ``attend`` and ``attend_add`` (``ir/fused.py``): rope, caches, causal attention.
+"""The ops ``attend`` and ``attend_add`` (``ir/composite.py``): rope, caches, causal attention.
 
 Many rows, or an adapter that is a CPU: caches are written, queries rotated, then ``attention.py``.
 One row on a GPU: the positions are split among workgroups, so that a long past is read by all of

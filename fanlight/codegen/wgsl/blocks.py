@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fanlight.codegen.wgsl.formats import FORMATS
 from fanlight.dtypes import DTYPES, DType
 from fanlight.errors import UnsupportedError
 from fanlight.kernels.launch import Binding
@@ -224,15 +225,12 @@ ROWS: dict[str, Row] = {
     ),
 }
 
-_PLAIN = ("i32", "u32")  # only loops and gather read them
-_NARROW = ("i8", "u8", "bool")
-
 
 def _storage(dtype: DType) -> Storage | NotYet:
     row = ROWS.get(dtype.name)
     if row is not None:
         return Storage(tuple(Plane(p.suffix, p.bytes) for p in row.planes), row.direct)
-    if dtype.name in _PLAIN + _NARROW:
+    if dtype.name in FORMATS:  # only loops and gather read them
         return Storage((Plane("", dtype.bytes),), True)
     return NotYet(f"WGSL has no {dtype}; it needs a conversion while loading")
 

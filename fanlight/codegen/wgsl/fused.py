@@ -1,4 +1,4 @@
-"""Fused products (``ir/fused.py``): norm → products, gate and up, product + residual.
+"""Fused products (``ir/composite.py``): norm → products, gate and up, product + residual.
 
 One row of x on a GPU: one dispatch each (``matvec.py``). Otherwise the norm, the products and the
 gating are dispatches of their own; the residual is added by the product.
@@ -22,7 +22,7 @@ from fanlight.shapes import Size, maximum, product
 def project(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """See ``ir/fused.py``."""
+    """See ``ir/composite.py``."""
     x, gain, *weights = inputs
     if _one_row(x, context):
         around = matvec.Surroundings(gain.buffer, attrs["eps"])
@@ -37,7 +37,7 @@ def project(
 def swiglu(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """See ``ir/fused.py``."""
+    """See ``ir/composite.py``."""
     x, gain, gate, up = inputs
     alike = gate.dtype is up.dtype and len(gate.parts) == len(up.parts)
     if _one_row(x, context) and alike:
@@ -58,7 +58,7 @@ def swiglu(
 def matmul_add(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """See ``ir/fused.py``."""
+    """See ``ir/composite.py``."""
     x, w, residual = inputs
     return matmul.products(x, [w], output, context, residual.buffer)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fanlight.codegen.wgsl import maths, text
+from fanlight.codegen.wgsl import maths, text, wide
+from fanlight.codegen.wgsl.formats import FORMATS
 from fanlight.dtypes import DType
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Binding, WgslLaunch
@@ -20,26 +21,14 @@ THREADS = 64
 TEAM = 64  # threads that share one element's reduction
 _TEAM_EXTENT, _TEAM_ELEMENTS = 64, 4096
 
-#: dtype → (elements in a word, the value of element ``i`` of ``B``, the bits of a value ``v``)
-_PACKING: dict[str, tuple[int, str, str]] = {
-    "f32": (1, "bitcast<f32>(B[i])", "bitcast<u32>(v)"),
-    "i32": (1, "bitcast<i32>(B[i])", "bitcast<u32>(v)"),
-    "u32": (1, "B[i]", "v"),
-    "f16": (2, "unpack2x16float(B[i >> 1u] >> ((i & 1u) * 16u)).x", "to_f16(v)"),
-    "bf16": (2, "bitcast<f32>((B[i >> 1u] >> ((i & 1u) * 16u)) << 16u)", "to_bf16(v)"),
-    "u8": (4, "extractBits(B[i >> 2u], (i & 3u) * 8u, 8u)", "(v & 0xffu)"),
-    "i8": (
-        4,
-        "extractBits(bitcast<i32>(B[i >> 2u]), (i & 3u) * 8u, 8u)",
-        "(bitcast<u32>(v) & 0xffu)",
-    ),
-    "bool": (4, "(extractBits(B[i >> 2u], (i & 3u) * 8u, 8u) != 0u)", "select(0u, 1u, v)"),
-}
+_TYPES = {"f64": "f32", "i64": "vec2<u32>", "u64": "vec2<u32>"}  # scalars that WGSL lacks
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%", "and": "&", "or": "|"}
 _INFIX |= {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-_FUNCTION = {name: name for name in "max min abs sqrt floor ceil round".split()}
-_FUNCTION |= {name: f"fl_{name}" for name in "exp log pow tanh sigmoid silu erf".split()}
+_INFIX |= {"bitand": "&", "bitor": "|", "bitxor": "^"}
+_FUNCTION = {name: name for name in "max min abs sqrt floor ceil round sign".split()}
+_OWN = "exp log pow tanh sigmoid silu erf atan isnan isinf".split()
+_FUNCTION |= {name: f"fl_{name}" for name in _OWN}
 _FUNCTION["rsqrt"] = "inverseSqrt"
 _FORM = {
     "not": "!{0}",
@@ -48,22 +37,50 @@ _FORM = {
     "sin": "fl_wave({0}, 0)",
     "cos": "fl_wave({0}, 1)",
     "where": "select({2}, {1}, {0})",
+    "bitnot": "~{0}",
 }
-_SPECIAL = {
+_SPECIAL = wide.CALLS | {
     ("max", "bool"): "{0} | {1}",
     ("min", "bool"): "{0} & {1}",
+    ("add", "bool"): "{0} | {1}",
+    ("mul", "bool"): "{0} & {1}",
+    ("lt", "bool"): "!{0} & {1}",
+    ("le", "bool"): "!{0} | {1}",
+    ("gt", "bool"): "{0} & !{1}",
+    ("ge", "bool"): "{0} | !{1}",
+    ("abs", "bool"): "{0}",
+    ("sign", "bool"): "{0}",
+    ("sign", "f32"): "fl_sign({0})",
     ("neg", "u32"): "0u - {0}",
-    ("mod", "i32"): "{0} - {0} / {1} * {1}",  # % of negative values differs on NVIDIA's Vulkan
+    ("sign", "u32"): "min({0}, 1u)",
+    ("div", "i32"): "fl_div_i32({0}, {1})",
+    ("mod", "i32"): "fl_mod_i32({0}, {1})",
+    ("mod", "f32"): "fl_mod_f32({0}, {1})",
+    ("div", "u32"): "fl_div_u32({0}, {1})",
+    ("mod", "u32"): "fl_mod_u32({0}, {1})",
+    ("shl", "i32"): "select({0} << (u32({1}) & 31u), 0i, u32({1}) > 31u)",
+    ("shr", "i32"): "{0} >> min(u32({1}), 31u)",
+    ("shl", "u32"): "select({0} << ({1} & 31u), 0u, {1} > 31u)",
+    ("shr", "u32"): "select({0} >> ({1} & 31u), 0u, {1} > 31u)",
 }
+#: by an extent or a number that is neither 0 nor -1
+_DIVISION = {
+    ("div", "i32"): "{0} / {1}",
+    ("mod", "i32"): "{0} - {0} / {1} * {1}",  # % of negative values differs on NVIDIA's Vulkan
+    ("div", "u32"): "{0} / {1}",
+    ("mod", "u32"): "{0} % {1}",
+}
+_COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
 
 
-def _combine(kind: str, scalar: str) -> str:
-    """A form of ``{a}`` and ``{b}``."""
-    return "{a} + {b}" if kind == "sum" else function_text(kind, ["{a}", "{b}"], scalar)
+def wgsl_type(scalar: str) -> str:
+    """The WGSL type of a scalar: f64 is f32, 64-bit integers are pairs of words."""
+    return _TYPES.get(scalar, scalar)
 
 
 def function_text(name: str, args: list[str], scalar: str) -> str:
     """The WGSL expression of an elementwise op on ``scalar``. KeyError for one that is not here."""
+    scalar = "f32" if scalar == "f64" else scalar
     if (name, scalar) in _SPECIAL:
         return _SPECIAL[name, scalar].format(*args)
     if name in _INFIX:
@@ -73,15 +90,22 @@ def function_text(name: str, args: list[str], scalar: str) -> str:
     return _FORM[name].format(*args)
 
 
+def _cast_text(value: str, of: str, to: str) -> str:
+    of, to = ("f32" if s == "f64" else s for s in (of, to))
+    if wgsl_type(of) == wgsl_type(to):
+        return value
+    return wide.CASTS.get((of, to), f"{to}({{0}})").format(value)
+
+
 def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WgslLaunch:
     """The launch of ``kernel``; ``buffers`` are its inputs, then its output."""
-    width = _PACKING[kernel.output.name][0]
+    width = FORMATS[kernel.output.name].width
     team = width == 1 and _wants_team(kernel)
     writer = _Writer(kernel, team)
     body = _team_body(kernel, writer) if team else _element_body(kernel, writer, width)
     loads = "".join(_load_function(i, d) for i, d in enumerate(kernel.inputs))
-    code = "".join(writer.helpers) + body
-    code = maths.functions(code) + loads + code
+    code = loads + "".join(writer.helpers) + body
+    code = maths.functions(code) + code
     bindings = tuple(Binding("array<u32>", "read") for _ in kernel.inputs)
     bindings += (Binding("array<u32>", "read_write"),)
     label = kernel.name.split("_")[0]
@@ -97,14 +121,14 @@ def _wants_team(kernel: LoopKernel) -> bool:
 
 
 def _load_function(param: int, dtype: DType) -> str:
-    scalar = loops.SCALAR[dtype.name]
-    value = _PACKING[dtype.name][1].replace("B[", f"b{param}[")
+    scalar = wgsl_type(loops.SCALAR[dtype.name])
+    value = FORMATS[dtype.name].load(f"b{param}")
     return f"fn load{param}(at: i32) -> {scalar} {{ let i = u32(at); return {value}; }}\n"
 
 
 def _element_body(kernel: LoopKernel, writer: _Writer, width: int) -> str:
     """``element(flat)`` and an entry point that writes one word with it."""
-    value, scalar = writer.value(kernel.value), kernel.value.type
+    value, scalar = writer.value(kernel.value), wgsl_type(kernel.value.type)
     element = f"fn element(flat: i32) -> {scalar} {{\n{writer.text()}  return {value};\n}}\n"
     moved = kernel.offset != loops.integer(0)
     if moved:
@@ -115,12 +139,12 @@ def _element_body(kernel: LoopKernel, writer: _Writer, width: int) -> str:
         )
     out = f"b{len(kernel.inputs)}"
     at = f"u32(offset()) / {width}u + word" if moved else "word"
-    bits = _PACKING[kernel.output.name][2]
+    held = FORMATS[kernel.output.name]
     count = text.size_i32(kernel.elements)
     if width == 1:
-        store = f"  let v = element(i32(word));\n  {out}[{at}] = {bits};"
+        store = f"  let v = element(i32(word));\n  {held.store(out, at)}"
     else:
-        store = _packed_store(width, bits, f"{out}[{at}]", count)
+        store = _packed_store(width, held.code, f"{out}[{at}]", count)
     main = f"""  let word = {text.GROUP} * {THREADS}u + lane;
   if (word >= u32(({count} + {width - 1}) / {width})) {{ return; }}
 {store}"""
@@ -145,12 +169,13 @@ def _packed_store(width: int, bits: str, target: str, count: str) -> str:
 
 def _team_body(kernel: LoopKernel, writer: _Writer) -> str:
     value, offset = writer.value(kernel.value), writer.value(kernel.offset)
-    bits = _PACKING[kernel.output.name][2]
+    out = f"b{len(kernel.inputs)}"
+    store = FORMATS[kernel.output.name].store(out, f"u32({offset} + flat)")
     main = f"""  let flat = i32({text.GROUP});
   if (flat >= {text.size_i32(kernel.elements)}) {{ return; }}
 {writer.text()}  if (lane == 0u) {{
     let v = {value};
-    b{len(kernel.inputs)}[u32({offset} + flat)] = {bits};
+    {store}
   }}"""
     return text.entry(TEAM, main)
 
@@ -195,18 +220,24 @@ class _Writer:
                 return text.literal(expr.value, expr.type)
             case loops.Axis():
                 at = self._axis(expr.number)
-                return at if expr.type == "i32" else self._let(f"{expr.type}({at})")
+                form = _cast_text(at, "i32", expr.type)
+                return at if form == at else self._let(form)
             case loops.Extent():
                 at = self._let(text.size_i32(expr.size))
-                return at if expr.type == "i32" else self._let(f"{expr.type}({at})")
+                form = _cast_text(at, "i32", expr.type)
+                return at if form == at else self._let(form)
             case loops.Load():
                 return self._let(f"load{expr.param}({self.value(expr.index)})")
             case loops.Cast():
                 inner = self.value(expr.value)
-                return inner if expr.value.type == expr.type else self._let(f"{expr.type}({inner})")
+                form = _cast_text(inner, expr.value.type, expr.type)
+                return inner if form == inner else self._let(form)
             case loops.Apply():
                 args = [self.value(a) for a in expr.args]
-                return self._let(function_text(expr.function, args, expr.args[-1].type))
+                scalar = expr.args[-1].type
+                if _safe_divisor(expr.args[-1]) and (expr.function, scalar) in _DIVISION:
+                    return self._let(_DIVISION[expr.function, scalar].format(*args))
+                return self._let(function_text(expr.function, args, scalar))
             case loops.Reduce():
                 return self._reduce(expr)
 
@@ -238,7 +269,8 @@ class _Writer:
         outer = self.scopes[-1]
         team = self.team and len(self.scopes) == 1
         extent, total = self._let(text.size_i32(expr.extent)), self._name("total")
-        axis, combine = self._name("i"), _combine(expr.kind, expr.type)
+        axis = self._name("i")
+        combine = function_text(_COMBINE[expr.kind], ["{a}", "{b}"], expr.type)
         first, step = ("i32(lane)", f"{TEAM}") if team else ("0", "1")
         outer.lines.append(f"var {total} = {self._start(expr, extent)};")
         outer.lines.append(f"for (var {axis} = {first}; {axis} < {extent}; {axis} += {step}) {{")
@@ -253,17 +285,25 @@ class _Writer:
         if not team:
             return total
         function = self._name("reduce")
-        self.helpers.append(text.reduction(function, expr.type, TEAM, combine))
+        self.helpers.append(text.reduction(function, wgsl_type(expr.type), TEAM, combine))
         return self._let(f"{function}({total}, lane)")
 
     def _start(self, expr: Reduce, extent: str) -> str:
         """The neutral element."""
-        if expr.kind == "sum":
-            return text.literal(0, expr.type)
+        if expr.kind in ("sum", "prod"):
+            return text.literal(int(expr.kind == "prod"), expr.type)
         low = expr.kind == "max"
-        if expr.type == "f32":
+        if expr.type in ("f32", "f64"):
             return f"{'-' if low else ''}bitcast<f32>(infinity_bits)"
         if expr.type == "bool":
             return "false" if low else "true"
-        limits = {"i32": (-(1 << 31), (1 << 31) - 1), "u32": (0, (1 << 32) - 1)}[expr.type]
+        bits, signed = int(expr.type[1:]), expr.type[0] == "i"
+        limits = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
         return text.literal(limits[0 if low else 1], expr.type)
+
+
+def _safe_divisor(expr: Expr) -> bool:
+    """Whether what it divides has elements at all only if it is not 0."""
+    return isinstance(expr, loops.Extent) or (
+        isinstance(expr, loops.Const) and expr.value not in (0, -1)
+    )

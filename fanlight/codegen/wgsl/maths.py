@@ -1,11 +1,13 @@
-"""f32 functions in WGSL, to 1e-6 relative on every device, and conversions to 16-bit floats.
+"""f32 functions in WGSL, to 1e-6 relative on every device.
 
-WGSL's own exp, log, sin, tanh and pow may be off by far more (sin by 2e-4 at 2,000 on SwiftShader),
-and pack2x16float may round toward zero. The polynomials and the splits of ln 2 and pi / 2 are those
+WGSL's own exp, log, sin, tanh and pow may be off by far more (sin by 2e-4 at 2,000 on SwiftShader).
+The polynomials and the splits of ln 2 and pi / 2 are those
 of the Cephes library (Moshier); their products with whole numbers are exact.
 """
 
 from __future__ import annotations
+
+from fanlight.codegen.wgsl import formats, wide
 
 #: name → (text, names that it calls)
 _TEXT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -146,24 +148,91 @@ _TEXT: dict[str, tuple[str, tuple[str, ...]]] = {
 """,
         (),
     ),
-    "to_f16": (  # round to nearest even; the bits in the low half
-        """fn to_f16(x: f32) -> u32 {
-  let u = bitcast<u32>(x);
-  let a = u & 0x7fffffffu;
-  let sign = (u >> 16u) & 0x8000u;
-  if (a > 0x7f800000u) { return sign | 0x7e00u; }
-  if (a >= 0x477ff000u) { return sign | 0x7c00u; }
-  if (a < 0x38800000u) { return sign | (bitcast<u32>(bitcast<f32>(a) + 0.5) - 0x3f000000u); }
-  return sign | ((a + 0xfffu + ((a >> 13u) & 1u) - 0x38000000u) >> 13u);
+    "fl_atan": (
+        """fn fl_atan(x: f32) -> f32 {
+  let a = abs(x);
+  var r = a;
+  var base = 0.0;
+  if (a > 2.414213562) {
+    r = -1.0 / a;
+    base = 1.57079632679;
+  } else if (a > 0.4142135624) {
+    r = (a - 1.0) / (a + 1.0);
+    base = 0.785398163397;
+  }
+  let z = r * r;
+  var p = 8.05374449538e-2;
+  p = p * z - 1.38776856032e-1;
+  p = p * z + 1.99777106478e-1;
+  p = p * z - 3.33329491539e-1;
+  let value = base + (p * z * r + r);
+  return select(value, -value, x < 0.0);
 }
 """,
         (),
     ),
-    "to_bf16": (
-        """fn to_bf16(x: f32) -> u32 {
-  let u = bitcast<u32>(x);
-  if ((u & 0x7fffffffu) > 0x7f800000u) { return (u >> 16u) | 0x40u; }
-  return (u + 0x7fffu + ((u >> 16u) & 1u)) >> 16u;
+    # by bits, since compilers may take it that there is no NaN
+    "fl_isnan": (
+        """fn fl_isnan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
+""",
+        (),
+    ),
+    "fl_isinf": (
+        """fn fl_isinf(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) == 0x7f800000u; }
+""",
+        (),
+    ),
+    "fl_sign": (
+        """fn fl_sign(x: f32) -> f32 {
+  let bits = bitcast<u32>(x);
+  let a = bits & 0x7fffffffu;
+  if (a == 0u || a > 0x7f800000u) { return x; }
+  return bitcast<f32>((bits & 0x80000000u) | 0x3f800000u);
+}
+""",
+        (),
+    ),
+    # WGSL's own give x / 0 = x
+    "fl_div_i32": (
+        """fn fl_div_i32(a: i32, b: i32) -> i32 {
+  if (b == 0) { return 0; }
+  return a / b;
+}
+""",
+        (),
+    ),
+    "fl_mod_f32": (  # exact for quotients below 2^24; by infinity and by zero as C's fmod
+        """fn fl_mod_f32(a: f32, b: f32) -> f32 {
+  let top = 0x7f800000u;
+  let x = bitcast<u32>(a) & 0x7fffffffu;
+  let y = bitcast<u32>(b) & 0x7fffffffu;
+  if (x >= top || y == 0u || y > top) { return bitcast<f32>(infinity_bits | 0x400000u); }
+  if (y == top) { return a; }
+  return a - b * trunc(a / b);
+}
+""",
+        (),
+    ),
+    "fl_mod_i32": (  # not %, which differs for negative values on NVIDIA's Vulkan
+        """fn fl_mod_i32(a: i32, b: i32) -> i32 {
+  if (b == 0) { return 0; }
+  return a - a / b * b;
+}
+""",
+        (),
+    ),
+    "fl_div_u32": (
+        """fn fl_div_u32(a: u32, b: u32) -> u32 {
+  if (b == 0u) { return 0u; }
+  return a / b;
+}
+""",
+        (),
+    ),
+    "fl_mod_u32": (
+        """fn fl_mod_u32(a: u32, b: u32) -> u32 {
+  if (b == 0u) { return 0u; }
+  return a % b;
 }
 """,
         (),
@@ -172,16 +241,18 @@ _TEXT: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def functions(text: str) -> str:
-    """The definitions of all functions of this file that ``text`` calls, in order, each once."""
+    """The definitions of all functions of this file, ``formats`` and ``wide`` that ``text`` calls,
+    each once, after those that it calls."""
+    table = _TEXT | formats.TEXT | wide.TEXT
     wanted: list[str] = []
 
     def add(name: str) -> None:
-        for inner in _TEXT[name][1]:
+        for inner in table[name][1]:
             add(inner)
         if name not in wanted:
             wanted.append(name)
 
-    for name in _TEXT:
+    for name in table:
         if f"{name}(" in text:
             add(name)
-    return "".join(_TEXT[name][0] for name in wanted)
+    return "".join(table[name][0] for name in wanted)

@@ -9,6 +9,7 @@ from fanlight.codegen.wgsl import (
     argmax,
     attend,
     attention,
+    dot,
     fused,
     gather,
     loops,
@@ -20,7 +21,7 @@ from fanlight.codegen.wgsl.blocks import STORAGE
 from fanlight.dtypes import DType
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
-from fanlight.kernels.target import Entry, NotYet, Storage, complete
+from fanlight.kernels.target import Entry, NotYet, Storage, Where, complete
 from fanlight.shapes import Size
 
 #: ops with templates of their own; every other op is elementwise, movement or reduction
@@ -35,6 +36,7 @@ TEMPLATES: dict[str, Entry] = {
     "matmul_add": fused.matmul_add,
     "attend": attend.rule,
     "attend_add": attend.rule_add,
+    "dot": Where(dot.fits, dot.rule),
 }
 
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable
 
 from fanlight.kernels.launch import Binding, WgslKernel
-from fanlight.shapes import Dim, Operation, Size, ceildiv, dims_of, maximum
+from fanlight.shapes import Dim, Operation, Size, binary, ceildiv, dims_of, maximum
 
 MAX_GROUPS = 65_535
 MAX_MEMORY = 16 << 10  # bytes of a workgroup
@@ -59,10 +59,10 @@ fn main(
 
 
 def fold_grid(workgroups: Size) -> tuple[Size, Size, Size]:
-    """A grid of at least ``workgroups``, x and y at most 65,535 at the dims' maxima: ``GROUP``."""
-    rows = -(-maximum(workgroups) // MAX_GROUPS)
-    if rows <= 1:
+    """A grid of at least ``workgroups``, and few more, with x and y at most 65,535: ``GROUP``."""
+    if maximum(workgroups) <= MAX_GROUPS:
         return (workgroups, 1, 1)
+    rows = binary("max", ceildiv(workgroups, MAX_GROUPS), 1)
     return (ceildiv(workgroups, rows), rows, 1)
 
 
@@ -107,13 +107,16 @@ def size_u32(size: Size) -> str:
 
 
 def literal(value: float | bool, scalar: str) -> str:
-    """``value`` as a WGSL expression of type ``scalar``, floats rounded to f32 first."""
+    """``value`` as a WGSL expression of type ``scalar``, floats rounded to f32 first and 64-bit
+    integers as pairs of words."""
     if scalar == "bool":
         return "true" if value else "false"
     if scalar == "u32":
         return f"{int(value)}u"
     if scalar == "i32":
         return "i32(-2147483648)" if value == -(1 << 31) else f"{int(value)}i"
+    if scalar in ("i64", "u64"):
+        return f"vec2<u32>({int(value) & 0xFFFFFFFF}u, {int(value) >> 32 & 0xFFFFFFFF}u)"
     if math.isnan(value):
         return "bitcast<f32>(infinity_bits | 1u)"
     try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fanlight.codegen.wgsl import blocks
 from fanlight.codegen.wgsl import loops as wgsl
 from fanlight.dtypes import DTYPES
+from fanlight.ir.ops import FLOAT_ONLY, INTEGER_ONLY, LOGICAL
 from fanlight.kernels import loops
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import FUNCTIONS, Axis, LoopKernel, Reduce, apply
@@ -30,13 +33,14 @@ def kernels() -> list[Kernel]:
         *_blocks(bench),
         *_fused(bench, ("q4_0", "q4_k", "f16")),
         *_loops(bench),
+        *_dots(bench),
     ]
     bench.plan(launches)
     found = dict(bench.kernels)
     for feature in ("subgroups", "cpu"):
         other = Bench(dims=dims, features=frozenset({feature}))
         other.empty("control", "i32", (4,))
-        other.plan(_fused(other, ("q4_1", "q6_k")))
+        other.plan([*_fused(other, ("q4_1", "q6_k")), *_dots(other)])
         found |= other.kernels
     for seed in range(8):
         graph = Bench(dims=(DimSpec(T), DimSpec(POS, "position", 0)))
@@ -106,6 +110,18 @@ def _fused(bench: Bench, stored: tuple[str, ...]) -> list[Launch]:
     return launches
 
 
+def _dots(bench: Bench) -> list[Launch]:
+    launches: list[Launch] = []
+    one = bench.empty("dot.one", "f32", (48, 70))
+    for a, b in (((3, ROWS, 48), (48, 70)), ((2, 1, ROWS, 48), (3, 48, 70))):
+        left, right = bench.empty(f"dot.{len(a)}", "f32", a), bench.empty("dot.b", "f32", b)
+        out = bench.empty(f"dot.y.{len(a)}", "f32", (6, ROWS, 70))
+        shape = (3, ROWS, 70) if len(a) == 3 else (2, 3, ROWS, 70)
+        held = replace(out, shape=shape)
+        launches += bench.op("dot", [left, one if len(b) == 2 else right], held)
+    return launches
+
+
 def _loops(bench: Bench) -> list[Launch]:
     launches: list[Launch] = []
 
@@ -116,22 +132,35 @@ def _loops(bench: Bench) -> list[Launch]:
         launches.append(wgsl.launch(kernel, tuple(names)))
 
     for name, count in FUNCTIONS.items():
-        kind: loops.Scalar = "bool" if name in ("and", "or", "not") else "f32"
-        args = [loops.Load(i, Axis(0), kind) for i in range(count)]
-        types = [DTYPES[kind]] * count
-        if name == "where":
-            args[0], types[0] = loops.Load(0, Axis(0), "bool"), DTYPES["bool"]
-        value = apply(name, *args)
-        out = DTYPES["bool" if value.type == "bool" else "f32"]
-        add(LoopKernel(name, (ROWS, 7), tuple(types), out, value))
+        for kind in _scalars(name):
+            args = [loops.Load(i, Axis(0), kind) for i in range(count)]
+            types = [DTYPES[kind]] * count
+            if name == "where":
+                args[0], types[0] = loops.Load(0, Axis(0), "bool"), DTYPES["bool"]
+            value = apply(name, *args)
+            out = DTYPES["bool" if value.type == "bool" else kind]
+            add(LoopKernel(f"{name} {kind}", (ROWS, 7), tuple(types), out, value))
     for a in loops.SCALAR:
         for b in loops.SCALAR:
             load = loops.Load(0, Axis(0), loops.SCALAR[a])
             cast = load if load.type == loops.SCALAR[b] else loops.Cast(load, loops.SCALAR[b])
             add(LoopKernel(f"{a} to {b}", (ROWS,), (DTYPES[a],), DTYPES[b], cast))
-    for how in ("sum", "max", "min"):
-        for size in (5, 500):
-            body = loops.Load(0, Axis(8), "f32")
-            total = Reduce(how, 8, size, body, "f32")
-            add(LoopKernel(f"{how} {size}", (ROWS,), (DTYPES["f32"],), DTYPES["f32"], total))
+    for how in ("sum", "prod", "max", "min"):
+        for kind in ("f32", "f64", "i32", "u32", "i64", "u64", "bool"):
+            for size in (5, 500):
+                body = loops.Load(0, Axis(8), kind)
+                total = Reduce(how, 8, size, body, kind)
+                name, dtype = f"{how} {kind} {size}", DTYPES[kind]
+                add(LoopKernel(name, (ROWS,), (dtype,), dtype, total))
     return launches
+
+
+def _scalars(name: str) -> tuple[loops.Scalar, ...]:
+    """The scalars that a function is computed in."""
+    if name in LOGICAL:
+        return ("bool",)
+    if name in FLOAT_ONLY:
+        return ("f32", "f64")
+    if name in INTEGER_ONLY:
+        return ("i32", "u32", "i64", "u64")
+    return ("f32", "f64", "i32", "u32", "i64", "u64")

@@ -13,6 +13,7 @@ from fanlight.codegen.wgsl.table import TARGET
 from fanlight.dtypes import DTYPES
 from fanlight.ir.graph import Node
 from fanlight.ir.interpreter import MEANINGS, Interpreter
+from fanlight.ir.ops import INTEGER_ONLY, LOGICAL
 from fanlight.kernels import loops
 from fanlight.kernels.loops import FUNCTIONS, Axis, LoopKernel, Reduce, apply, extent, integer
 from fanlight.kernels.lower import Lowered, lower
@@ -25,14 +26,18 @@ from tests.graphs import POS, RandomGraph, T, random_graph, random_values
 NUMPY = {
     "f32": "<f4",
     "f16": "<f2",
+    "i64": "<i8",
+    "u64": "<u8",
     "i32": "<i4",
     "u32": "<u4",
+    "i16": "<i2",
+    "u16": "<u2",
     "i8": "<i1",
     "u8": "<u1",
     "bool": "?",
 }
 Values = dict[str, Array]
-FLOATS = [name for name in FUNCTIONS if name not in ("and", "or", "not", "where")]
+FLOATS = [f for f in FUNCTIONS if f not in LOGICAL | INTEGER_ONLY | {"where"}]
 
 
 def run_loop(
@@ -67,6 +72,10 @@ def _arguments(name: str) -> list[Array]:
         a, b = rng.uniform(0.1, 8, 4096), rng.uniform(-4, 4, 4096)
         b[:1000] = np.round(b[:1000])
         a[:500] *= -1
+    if name in ("sign", "isnan", "isinf"):
+        a[:6] = [0, np.nan, -np.nan, np.inf, -np.inf, 3e38]
+    if name == "atan":
+        a = np.concatenate([a[:2048], rng.uniform(-1, 1, 2044), [1e30, -1e30, np.inf, 1e-30]])
     if name == "mod":
         b = np.where(np.abs(b) < 0.5, 1, b)
     return [a.astype("f4"), b.astype("f4")][: FUNCTIONS[name]]
@@ -120,19 +129,31 @@ def test_functions_on_integers(name: str, dtype: str) -> None:
     np.testing.assert_array_equal(got, MEANINGS[name](np, args, {}).astype(NUMPY[out]))
 
 
-@pytest.mark.parametrize("dtype", [d for d in loops.SCALAR if d != "bf16"])
+@pytest.mark.parametrize("dtype", loops.SCALAR)
 @pytest.mark.parametrize("count", [1, 5, 130])
 def test_packed_stores_keep_their_neighbours(dtype: str, count: int) -> None:
-    """Elements 4 to 4 + count are written; what lies around them, in shared words too, stays."""
+    """Elements 16 to 16 + count are written; what lies around them, in shared words too, stays."""
     rng = np.random.default_rng(count)
-    values = rng.integers(0, 2 if dtype == "bool" else 100, count).astype(NUMPY[dtype])
-    old = rng.integers(0, 2, count + 12).astype(NUMPY[dtype])
+    bits = 8 * DTYPES[dtype].bytes // DTYPES[dtype].block
+    high = {"bool": 2, "f8e8m0": 255}.get(dtype, 1 << min(bits, 8) - 1)
+    codes = rng.integers(0, high, count + 32, dtype="u8")
+    if dtype == "f64":
+        codes = codes.astype("f8").view("u8")
+    if high == 128 and dtype.startswith("f8"):
+        codes %= 0x78  # no NaN
+    old = rng.integers(0, high, count + 32, dtype="u8")
     value = loops.Load(0, Axis(0), loops.SCALAR[dtype])
-    kernel = LoopKernel("copy", (count,), (DTYPES[dtype],), DTYPES[dtype], value, integer(4))
-    got = run_loop(kernel, [values], old)
+    kernel = LoopKernel("copy", (count,), (DTYPES[dtype],), DTYPES[dtype], value, integer(16))
+    got = run_loop(kernel, [_packed(codes, bits)], _packed(old, bits))
     wanted = old.copy()
-    wanted[4 : 4 + count] = values
-    np.testing.assert_array_equal(got, wanted)
+    wanted[16 : 16 + count] = codes[:count]
+    np.testing.assert_array_equal(got, _packed(wanted, bits))
+
+
+def _packed(codes: Array, bits: int) -> Array:
+    """The bytes of elements of ``bits`` bits, the first in the lowest."""
+    flags = codes[:, None] >> np.arange(bits, dtype="u8") & np.uint64(1)
+    return np.packbits(flags.astype("u1").reshape(-1), bitorder="little")
 
 
 def test_f16_rounds_to_nearest_even() -> None:
@@ -147,12 +168,19 @@ def test_f16_rounds_to_nearest_even() -> None:
     np.testing.assert_array_equal(got.view("u2"), wanted.view("u2"))
 
 
-@pytest.mark.parametrize("dtype", ["f32", "i32", "u32"])
-@pytest.mark.parametrize("kind", ["sum", "max", "min"])
+@pytest.mark.parametrize("dtype", ["f32", "i32", "u32", "i64", "u64"])
+@pytest.mark.parametrize("kind", ["sum", "max", "min", "prod"])
 @pytest.mark.parametrize(("rows", "extent_"), [(1, 5000), (3, 64), (700, 9), (5000, 65)])
 def test_reductions(kind: Any, dtype: Any, rows: int, extent_: int) -> None:
     rng = np.random.default_rng(rows)
-    x = (rng.standard_normal((rows, extent_)) * 100).astype("i4").astype(NUMPY[dtype])
+    x = (rng.standard_normal((rows, extent_)) * 100).astype("i4")
+    if kind == "prod":  # small for floats, beyond 64 bits for integers
+        odd = rng.integers(-9, 9, x.shape) * 2 + 1
+        x = np.where(rng.random(x.shape) < 0.01, -2, 1) if dtype == "f32" else odd
+    if dtype in ("i64", "u64"):
+        x = x.astype("i8") << 36 | 12345 if kind != "prod" else x
+    with np.errstate(all="ignore"):
+        x = x.astype(NUMPY[dtype])
     at = apply("add", apply("mul", Axis(0), integer(extent_)), Axis(16))
     value = Reduce(kind, 16, extent_, loops.Load(0, at, dtype), dtype)
     kernel = LoopKernel("reduce", (rows,), (DTYPES[dtype],), DTYPES[dtype], value)
@@ -160,9 +188,32 @@ def test_reductions(kind: Any, dtype: Any, rows: int, extent_: int) -> None:
     np.testing.assert_array_equal(
         got,
         getattr(np, kind)(x, axis=1, dtype=x.dtype)
-        if kind == "sum"
+        if kind in ("sum", "prod")
         else getattr(np, kind)(x, axis=1),
     )
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "i32", "u32", "i64", "u64", "bool"])
+@pytest.mark.parametrize("kind", ["sum", "max", "min", "prod"])
+def test_no_elements_give_the_neutral_one(kind: Any, dtype: Any) -> None:
+    n = Dim("n", "host", 200)
+    value = Reduce(kind, 16, n, loops.Load(0, Axis(16), dtype), dtype)
+    kernel = LoopKernel("reduce", (1,), (DTYPES[dtype],), DTYPES[dtype], value)
+    kind_ = NUMPY.get(dtype, "<f8")
+    bench = Bench(dims=(DimSpec(n),))
+    bench.value("x", np.ones(4, kind_), dtype)
+    bench.value("y", np.full(1, 77).astype(kind_), dtype)
+    (data,) = bench.run([wgsl.launch(kernel, ("x", "y"))], ["y"], {"n": 0})
+    got = np.frombuffer(data, kind_)[0]
+    if kind in ("sum", "prod"):
+        assert got == (kind == "prod")
+    elif dtype[0] == "f":
+        assert got == (-np.inf if kind == "max" else np.inf)
+    elif dtype == "bool":
+        assert got == (kind == "min")
+    else:
+        limits = np.iinfo(kind_)
+        assert got == (limits.min if kind == "max" else limits.max)
 
 
 def test_a_grid_above_65535_folds() -> None:

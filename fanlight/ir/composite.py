@@ -1,8 +1,11 @@
-"""Fused ops, each defined by the plain ops that it stands for.
+"""Composite ops, each defined by the plain ops that it stands for.
 
-A definition gives an op's dtype, shape and meaning, and what a target without code for it runs.
-Passes (``fanlight/passes``) make fused ops where a target has code for them.
+A definition gives an op's dtype, shape and meaning, and what a target without code for it runs
+(``passes/plain.py``). Importers make ``dot``; passes make the others, fused ones, where a target
+has code for them.
 
+    dot         a […, M, K], b […, K, N] → their matrix products, as numpy.matmul: leading axes
+                broadcast; of any one number type
     project     x, g, w1 … wn → the products of rms_norm(x, g) with each w, side by side
     swiglu      x, g, w, u → silu(h @ wᵀ) * (h @ uᵀ), h = rms_norm(x, g)
     matmul_add  x, w, r → r + x @ wᵀ
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fanlight.errors import GraphError
-from fanlight.ir.graph import Node
+from fanlight.ir.graph import Node, type_text
 from fanlight.ir.ops import apply
 from fanlight.shapes import Size
 
@@ -35,6 +38,20 @@ class Definition:
 def define(op: str, inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
     """What ``op`` stands for; raises GraphError where a rule of a plain op is broken."""
     return DEFINITIONS[op](inputs, attrs)
+
+
+def _dot(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    a, b = inputs
+    if len(a.shape) < 2 or len(b.shape) < 2 or a.shape[-1] != b.shape[-2] or a.dtype != b.dtype:
+        got = f"{type_text(a.dtype, a.shape)} and {type_text(b.dtype, b.shape)}"
+        raise GraphError("wants […, M, K] and […, K, N]", where="dot", got=got)
+    rank = len(b.shape)
+    turned = apply("permute", b, axes=(*range(rank - 2), rank - 1, rank - 2))
+    left = apply("reshape", a, shape=(*a.shape[:-1], 1, a.shape[-1]))
+    right = apply("reshape", turned, shape=(*b.shape[:-2], 1, b.shape[-1], b.shape[-2]))
+    products = apply("mul", left, right)
+    axis = len(products.shape) - 1
+    return Definition(apply("reduce_sum", products, axes=(axis,), keep=False))
 
 
 def _project(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
@@ -98,6 +115,7 @@ def _attend_add(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definitio
 
 
 DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
+    "dot": _dot,
     "project": _project,
     "swiglu": _swiglu,
     "matmul_add": _matmul_add,

@@ -1,0 +1,261 @@
+"""c = a @ b: a f32 [..., M, K], b f32 [..., K, N], c f32 [..., M, N], as numpy.matmul broadcasts.
+
+Work is shared out as blocks of rows by panels of columns. A panel of b, ``_DEPTH`` of its rows at a
+time, is copied to the thread's scratch, where its rows lie together; tiles of it stay in registers:
+elements of a, each in all lanes, times four columns a vector. Each output is summed over K in
+order, whatever the shapes and the number of threads. Sizes are arguments: one kernel serves all
+shapes that broadcast alike. A single row reads b in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fanlight import plan as plans
+from fanlight.codegen.wasm import blocks
+from fanlight.codegen.wasm.encoder import Function
+from fanlight.codegen.wasm.values import Local, Value, Writer, f32x4, i32, op, select
+from fanlight.ir.graph import Node
+from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
+from fanlight.kernels.target import Context, Operand
+from fanlight.shapes import Dim, Size, product
+
+# Measured with bench/wasm_kernels.py (V8, relaxed): 4 x 4 is as fast as 6 x 2 though it spills, and
+# wastes less on single rows; loading each element of a into all lanes reaches 9/10 of the speed of
+# four at a time, spread by shuffles.
+_TILE = 4, 4  # rows by vectors
+_BLOCK, _DEPTH = 128, 256  # rows of a and of b that are taken together
+_UNROLL = 4  # columns of a: a vector
+
+
+def fits(node: Node) -> bool:
+    return node.dtype.name == "f32"
+
+
+def rule(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    """One launch."""
+    a, b = inputs
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    lead = output.shape[:-2]
+    shared = len(b.shape) == 2 or all(s == 1 for s in b.shape[:-2])
+    if shared and product(a.shape[:-2]) == product(lead):
+        m, lead = product(a.shape[:-1]), ()  # more rows of one product
+    moves = tuple(_moves(x.shape[:-2], lead) for x in inputs)
+    vectors = min(_TILE[1], -(-n // 4)) if isinstance(n, int) else _TILE[1]
+    relaxed = "relaxed-simd" in context.features
+    writer = _Dot(moves[0], moves[1], max(1, vectors), relaxed)
+    text = "".join("01"[x] + "01"[y] + "_" for x, y in zip(*moves, strict=True))
+    name = f"dot_{text}{writer.vectors}{'_relaxed' if relaxed else ''}"
+    kernel = WasmKernel(name, 4, 3 + len(lead), writer.emit, (2,), writer.scratch)
+    threads = Dim(plans.THREADS, "host", context.max_threads)
+    scratch = context.scratch(threads * writer.scratch)
+    return [WasmLaunch(kernel, (a.buffer, b.buffer, output.buffer, scratch), (m, k, n, *lead))]
+
+
+def _moves(shape: tuple[Size, ...], lead: tuple[Size, ...]) -> tuple[bool, ...]:
+    """For each leading axis of the result, whether the operand moves along it."""
+    ahead = len(lead) - len(shape)
+    return tuple(i >= ahead and shape[i - ahead] != 1 for i in range(len(lead)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Up to ``_BLOCK`` rows by one panel of columns. ``out``: where sums go, with bytes from row to
+    row; ``wide``: columns that there are; ``partial``: fewer than a panel has."""
+
+    a: Local
+    b: Local
+    c: Local
+    rows: Local
+    wide: Local
+    partial: Local
+    out: Local
+    stride: Local
+
+
+class _Dot:
+    """Writes one kernel."""
+
+    def __init__(
+        self, a_moves: tuple[bool, ...], b_moves: tuple[bool, ...], vectors: int, relaxed: bool
+    ) -> None:
+        self.a_moves, self.b_moves = a_moves, b_moves
+        self.vectors, self.relaxed = vectors, relaxed
+        self.wide = 4 * vectors
+        self.scratch = (_DEPTH + _BLOCK) * self.wide * 4
+
+    def emit(self, function: Function) -> None:
+        w = self.w = Writer(function)
+        a, b, c, scratch, self.m, self.k, self.n, *lead, tid, threads = w.params
+        panels = w.let(op("i32.div_u", self.n + (self.wide - 1), self.wide))
+        groups = w.let(op("i32.div_u", self.m + (_BLOCK - 1), _BLOCK))
+        total: Value = panels * groups
+        for size in lead:
+            total = total * size
+        begin, end = blocks.share(w, w.let(total), tid, threads)
+        self.panel = w.let(scratch + tid * self.scratch)
+        self.staging = w.let(self.panel + _DEPTH * self.wide * 4)
+        self.k_bytes, self.n_bytes = w.let(self.k << 2), w.let(self.n << 2)
+        with w.for_range(begin, end) as number:
+            group = w.let(op("i32.rem_u", number, groups))
+            rest = w.let(op("i32.div_u", number, groups))
+            column = w.let(op("i32.rem_u", rest, panels) * self.wide)
+            batch = w.let(op("i32.div_u", rest, panels))
+            first = w.let(group * _BLOCK)
+            a_batch, b_batch = self._batches(batch, lead)
+            a_at = a + (a_batch * self.m + first) * self.k_bytes
+            b_at = b + b_batch * self.k * self.n_bytes + (column << 2)
+            c_at = c + (batch * self.m + first) * self.n_bytes + (column << 2)
+            self._task(w.let(a_at), w.let(b_at), w.let(c_at), first, column)
+
+    def _batches(self, batch: Local, lead: list[Local]) -> tuple[Local, Local]:
+        """Which matrices of a and of b make matrix ``batch`` of the result."""
+        w, rest = self.w, self.w.let(batch)
+        found = [w.let(i32(0)), w.let(i32(0))]
+        steps = [w.let(i32(1)), w.let(i32(1))]
+        for axis in reversed(range(len(lead))):
+            at = w.let(op("i32.rem_u", rest, lead[axis]))
+            w.set(rest, op("i32.div_u", rest, lead[axis]))
+            for i, moves in enumerate((self.a_moves, self.b_moves)):
+                if moves[axis]:
+                    w.set(found[i], found[i] + at * steps[i])
+                    w.set(steps[i], steps[i] * lead[axis])
+        return found[0], found[1]
+
+    def _task(self, a: Local, b: Local, c: Local, first: Local, column: Local) -> None:
+        w = self.w
+        rows = w.let(_least(w, self.m - first, _BLOCK))
+        wide = w.let(_least(w, self.n - column, self.wide))
+        partial = w.let(op("i32.lt_s", wide, self.wide))
+        out = w.let(select(partial, self.staging, c))
+        stride = w.let(select(partial, i32(self.wide * 4), self.n_bytes))
+        task = _Task(a, b, c, rows, wide, partial, out, stride)
+        start, depth = w.local("i32"), w.local("i32")
+        w.set(start, 0)
+        alone = w.let(op("i32.gt_s", op("i32.eq", rows, 1), partial))
+        with w.function.loop() as again:
+            w.set(depth, _least(w, self.k - start, _DEPTH))
+            with w.if_(alone):
+                self._tile(task, i32(0), 1, start, depth, in_place=True)
+            with w.if_(op("i32.eqz", alone)):
+                self._pack(task, start, depth)
+                self._rows(task, start, depth)
+            w.set(start, start + _DEPTH)
+            w.br_if(again, start < self.k)
+        with w.if_(partial):
+            self._copy_out(task)
+
+    def _pack(self, task: _Task, start: Local, depth: Local) -> None:
+        """The panel's rows, one after the other; columns that there are not are 0."""
+        w = self.w
+        source = w.let(task.b + start * self.n_bytes)
+        to = w.let(self.panel)
+        with w.for_range(0, depth):
+            with w.if_(task.partial):
+                self._zero(to)
+                self._copy(source, to, task.wide)
+            with w.if_(op("i32.eqz", task.partial)):
+                for v in range(self.vectors):
+                    value = op("v128.load", source, offset=16 * v, align=4)
+                    w.do("v128.store", to, value, offset=16 * v, align=16)
+            w.set(source, source + self.n_bytes)
+            w.set(to, to + 4 * self.wide)
+
+    def _zero(self, to: Local) -> None:
+        for v in range(self.vectors):
+            self.w.do("v128.store", to, f32x4(0.0), offset=16 * v, align=16)
+
+    def _rows(self, task: _Task, start: Local, depth: Local) -> None:
+        w, row, tall = self.w, self.w.local("i32"), _TILE[0]
+        w.set(row, 0)
+        last = w.let(task.rows - (tall - 1))
+        with w.while_(row < last):
+            self._tile(task, row, tall, start, depth)
+            w.set(row, row + tall)
+        with w.while_(row < task.rows):
+            self._tile(task, row, 1, start, depth)
+            w.set(row, row + 1)
+
+    def _tile(
+        self,
+        task: _Task,
+        row: Value,
+        tall: int,
+        start: Local,
+        depth: Local,
+        in_place: bool = False,
+    ) -> None:
+        """Adds to ``tall`` rows of sums the products of ``depth`` columns of a, from ``start``."""
+        w = self.w
+        at = [w.let(task.a + row * self.k_bytes + (start << 2))]
+        out = [w.let(task.out + row * task.stride)]
+        for _ in range(tall - 1):
+            at.append(w.let(at[-1] + self.k_bytes))
+            out.append(w.let(out[-1] + task.stride))
+        sums = [[w.let(f32x4(0.0)) for _ in range(self.vectors)] for _ in range(tall)]
+        with w.if_(start):
+            for r in range(tall):
+                for v in range(self.vectors):
+                    w.set(sums[r][v], op("v128.load", out[r], offset=16 * v, align=4))
+        b = w.let(task.b + start * self.n_bytes if in_place else self.panel)
+        end = w.let(at[0] + (depth << 2))
+        many = w.let(at[0] + ((depth & -_UNROLL) << 2))
+        for until, steps in ((many, _UNROLL), (end, 1)):
+            with w.while_(op("i32.lt_u", at[0], until)):
+                for u, factors in enumerate(self._factors(at, steps)):
+                    self._step(factors, b, 0 if in_place else 4 * self.wide * u, sums)
+                    if in_place:
+                        w.set(b, b + self.n_bytes)
+                for pointer in at:
+                    w.set(pointer, pointer + 4 * steps)
+                if not in_place:
+                    w.set(b, b + 4 * self.wide * steps)
+        for r in range(tall):
+            for v in range(self.vectors):
+                w.do("v128.store", out[r], sums[r][v], offset=16 * v, align=4)
+
+    def _factors(self, at: list[Local], steps: int) -> list[list[Value]]:
+        """Of each row of the tile the next ``steps`` elements, each in all lanes, by columns."""
+        if steps == 1:
+            return [[op("v128.load32_splat", pointer, align=4) for pointer in at]]
+        fours = [self.w.let(op("v128.load", pointer, align=4)) for pointer in at]
+        return [[blocks.splat_lane(four, u) for four in fours] for u in range(steps)]
+
+    def _step(self, factors: list[Value], b: Local, place: int, sums: list[list[Local]]) -> None:
+        """One column of a times one row of b."""
+        w = self.w
+        loads = [op("v128.load", b, offset=place + 16 * v, align=4) for v in range(self.vectors)]
+        columns = [w.let(x) for x in loads]
+        for element, totals in zip(factors, sums, strict=True):
+            factor = w.let(element)
+            for column, total in zip(columns, totals, strict=True):
+                w.set(total, blocks.multiply_add(self.relaxed, factor, column, total))
+
+    def _copy(self, source: Local, to: Local, count: Local) -> None:
+        """``count`` columns."""
+        w, i, size = self.w, self.w.local("i32"), self.w.let(count << 2)
+        w.set(i, 0)
+        with w.while_(op("i32.le_s", i + 16, size)):
+            w.do("v128.store", to + i, op("v128.load", source + i, align=4), align=4)
+            w.set(i, i + 16)
+        with w.while_(i < size):
+            w.do("f32.store", to + i, op("f32.load", source + i))
+            w.set(i, i + 4)
+
+    def _copy_out(self, task: _Task) -> None:
+        """From the staging rows to the columns that there are."""
+        w = self.w
+        source, to = w.let(self.staging), w.let(task.c)
+        with w.for_range(0, task.rows):
+            self._copy(source, to, task.wide)
+            w.set(source, source + 4 * self.wide)
+            w.set(to, to + self.n_bytes)
+
+
+def _least(w: Writer, value: Value, limit: int) -> Value:
+    kept = w.let(value)
+    return select(kept < limit, kept, limit)

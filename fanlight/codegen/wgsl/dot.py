@@ -1,0 +1,219 @@
+"""y = a @ b: a f32 […, M, K], b f32 […, K, N], y f32 […, M, N]; leading axes broadcast.
+
+Tiles in workgroup memory; for adapters that are CPUs, 4 x 4 outputs to an invocation and no
+barrier. All sizes may be symbolic and of any value; sums are in f32, in order. Where all rows of a
+meet one b, they are one matrix. Inner loops are written out: lavapipe ends an invocation's loops
+after 65,535 turns of all together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fanlight import dtypes
+from fanlight.codegen.wgsl import text
+from fanlight.ir.graph import Node
+from fanlight.kernels.launch import Binding, Launch, WgslKernel, WgslLaunch
+from fanlight.kernels.target import CPU, Context, Operand
+from fanlight.shapes import Size, binary, ceildiv, maximum, product
+
+TILE_M, TILE_N, TILE_K = 32, 64, 16
+_THREADS = 128  # 8 x 16, each with 4 x 4 outputs
+_PAD = TILE_M // 4 + 1  # quads from one place of K to the next: no bank conflicts
+_CPU_THREADS = 16
+_STEPS = 8  # of a turn along K on CPUs
+
+
+def fits(node: Node) -> bool:
+    """f32, of no more tiles than a grid may have: the definition serves for others."""
+    m, n = node.shape[-2:]
+    few = _tiles(m, TILE_M) <= text.MAX_GROUPS and _tiles(n, TILE_N) <= text.MAX_GROUPS
+    return node.dtype is dtypes.f32 and few
+
+
+def rule(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    """One launch."""
+    a, b = inputs
+    sizes = _sizes(a.shape, b.shape, output.shape)
+    kernel, grid = _alone(sizes) if CPU in context.features else _tiled(sizes)
+    return [WgslLaunch(kernel, (a.buffer, b.buffer, output.buffer), grid)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """``batch``: the leading axes of y; ``a`` and ``b``: those of a and b, as many."""
+
+    m: Size
+    k: Size
+    n: Size
+    batch: tuple[Size, ...]
+    a: tuple[Size, ...]
+    b: tuple[Size, ...]
+
+    @property
+    def all(self) -> tuple[Size, ...]:
+        return (self.m, self.k, self.n, *self.batch)
+
+    def starts(self) -> str:
+        """Statements that give ``a_first``, ``b_first`` and ``y0``: where the matrices of ``batch``
+        begin."""
+        lines = ["var left = batch;", "var a_at = 0u;", "var b_at = 0u;"]
+        strides = [("a_at", self.a), ("b_at", self.b)]
+        for axis in reversed(range(len(self.batch))):
+            lines += ["{", f"  let size = {text.size_u32(self.batch[axis])};"]
+            for name, shape in strides:
+                if shape[axis] != 1:
+                    stride = text.size_u32(product(shape[axis + 1 :]))
+                    lines.append(f"  {name} += (left % size) * {stride};")
+            lines += ["  left = left / size;", "}"]
+        m, k, n = (text.size_u32(s) for s in (self.m, self.k, self.n))
+        lines.append(f"let a_first = a_at * {m} * {k};")
+        lines.append(f"let b_first = b_at * {k} * {n};")
+        lines.append(f"let y0 = batch * {m} * {n};")
+        return "\n".join(f"    {line}" for line in lines)
+
+
+def _sizes(a: tuple[Size, ...], b: tuple[Size, ...], y: tuple[Size, ...]) -> _Sizes:
+    m, k, n = y[-2], a[-1], y[-1]
+    rows = product(a[:-1])
+    if product(b[:-2]) == 1 and _tiles(rows, TILE_M) <= text.MAX_GROUPS:
+        return _Sizes(rows, k, n, (), (), ())
+    rank = len(y) - 2
+
+    def padded(shape: tuple[Size, ...]) -> tuple[Size, ...]:
+        return (1,) * (rank + 2 - len(shape)) + shape[:-2]
+
+    return _Sizes(m, k, n, y[:-2], padded(a), padded(b))
+
+
+def _tiles(size: Size, by: int) -> int:
+    """The largest number of tiles of ``by`` along ``size``."""
+    return -(-maximum(size) // by)
+
+
+def _bound(label: str, code: str, sizes: _Sizes) -> WgslKernel:
+    read, write = Binding("array<f32>", "read"), Binding("array<f32>", "read_write")
+    return text.kernel(label, code, (read, read, write), sizes.all)
+
+
+def _store(i: int) -> str:
+    """Statements that write the four outputs ``sum{i}`` of row ``m + i``."""
+    columns = "\n".join(
+        f"    if (n + {j}u < N) {{ b2[y0 + (m + {i}u) * N + n + {j}u] = sum{i}[{j}]; }}"
+        for j in range(4)
+    )
+    return f"  if (m + {i}u < M) {{\n{columns}\n  }}"
+
+
+_CONSTANTS = """  let M = {m};
+  let K = {k};
+  let N = {n};
+  let batches = {batches};"""
+
+
+def _constants(sizes: _Sizes) -> str:
+    return _CONSTANTS.format(
+        m=text.size_u32(sizes.m),
+        k=text.size_u32(sizes.k),
+        n=text.size_u32(sizes.n),
+        batches=text.size_u32(product(sizes.batch)),
+    )
+
+
+def _tiled(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
+    """Each thread makes rows 4 ty … 4 ty + 3 and columns 4 tx … 4 tx + 3 of the tile."""
+    zero = "\n".join(f"    var sum{i} = vec4<f32>(0.0);" for i in range(4))
+    steps = "\n".join(
+        f"      x = a_tile[{i * _PAD}u + ty];\n      y = b_tile[{i * TILE_N // 4}u + tx];\n"
+        + "\n".join(f"      sum{j} += x[{j}] * y;" for j in range(4))
+        for i in range(TILE_K)
+    )
+    loads = "\n".join(
+        f"      b_tile[{i * TILE_N // 4}u + lane] = b_quad(b_first, k0 + {i}u + ty, n, K, N);"
+        for i in range(0, TILE_K, _THREADS // 16)
+    )
+    rows = "\n".join(
+        f"  if (m + {i}u < M) {{ quad[{i}] = b0[start + (m + {i}u) * K + k]; }}" for i in range(4)
+    )
+    columns = "\n".join(
+        f"  if (n + {i}u < N) {{ quad[{i}] = b1[start + k * N + n + {i}u]; }}" for i in range(4)
+    )
+    stores = "\n".join(map(_store, range(4)))
+    body = f"""{_constants(sizes)}
+  let tx = lane % 16u;
+  let ty = lane / 16u;
+  let m = group.y * {TILE_M}u + 4u * ty;
+  let n = group.x * {TILE_N}u + 4u * tx;
+  for (var batch = group.z; batch < batches; batch += groups.z) {{
+{sizes.starts()}
+{zero}
+    var x: vec4<f32>;
+    var y: vec4<f32>;
+    for (var k0 = 0u; k0 < K; k0 += {TILE_K}u) {{
+      a_tile[tx * {_PAD}u + ty] = a_quad(a_first, m, k0 + tx, M, K);
+{loads}
+      workgroupBarrier();
+{steps}
+      workgroupBarrier();
+    }}
+{stores}
+  }}"""
+    code = f"""var<workgroup> a_tile: array<vec4<f32>, {TILE_K * _PAD}>;
+var<workgroup> b_tile: array<vec4<f32>, {TILE_K * TILE_N // 4}>;
+fn a_quad(start: u32, m: u32, k: u32, M: u32, K: u32) -> vec4<f32> {{ // four rows; 0 outside
+  var quad = vec4<f32>(0.0);
+  if (k >= K) {{ return quad; }}
+{rows}
+  return quad;
+}}
+fn b_quad(start: u32, k: u32, n: u32, K: u32, N: u32) -> vec4<f32> {{ // four columns; 0 outside
+  var quad = vec4<f32>(0.0);
+  if (k >= K) {{ return quad; }}
+{columns}
+  return quad;
+}}
+"""
+    batches = binary("min", product(sizes.batch), text.MAX_GROUPS)
+    grid = (ceildiv(sizes.n, TILE_N), ceildiv(sizes.m, TILE_M), batches)
+    return _bound("dot", code + text.entry(_THREADS, body), sizes), grid
+
+
+def _alone(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
+    """Places outside y are computed from its last row and column, and not stored."""
+    zero = "\n".join(f"  var sum{i} = vec4<f32>(0.0);" for i in range(4))
+    rows = "\n".join(f"    let row{i} = a_first + min(m + {i}u, M - 1u) * K;" for i in range(4))
+    columns = "\n".join(f"    let at{i} = b_first + min(n + {i}u, N - 1u);" for i in range(4))
+    step = "\n".join(
+        [f"    y = vec4<f32>({', '.join(f'b1[at{i} + (k + STEP) * N]' for i in range(4))});"]
+        + [f"    sum{i} += b0[row{i} + k + STEP] * y;" for i in range(4)]
+    )
+    steps = "\n".join(step.replace("STEP", f"{i}u") for i in range(_STEPS))
+    stores = "\n".join(map(_store, range(4)))
+    body = f"""{_constants(sizes)}
+  let across = (N + 3u) / 4u;
+  let down = (M + 3u) / 4u;
+  let place = {text.GROUP} * {_CPU_THREADS}u + lane;
+  if (place >= across * down * batches) {{ return; }}
+  let n = place % across * 4u;
+  let m = place / across % down * 4u;
+  let batch = place / (across * down);
+{sizes.starts()}
+{rows}
+{columns}
+{zero}
+  var y: vec4<f32>;
+  var k = 0u;
+  for (; k + {_STEPS - 1}u < K; k += {_STEPS}u) {{
+{steps}
+  }}
+  for (; k < K; k++) {{
+{step.replace("STEP", "0u")}
+  }}
+{stores}"""
+    places = product((ceildiv(sizes.n, 4), ceildiv(sizes.m, 4), *sizes.batch))
+    grid = text.fold_grid(ceildiv(places, _CPU_THREADS))
+    return _bound("dot_cpu", text.entry(_CPU_THREADS, body), sizes), grid

@@ -1,0 +1,1 @@
+"""Models that come with a graph of their own → modules."""
