@@ -1,10 +1,12 @@
 """The operators, by subject; importing this fills the registry's table."""
 
 from fanlight.importers.onnx.operators import (
+    attention,
     convolution,
     elementwise,
     indexing,
     linear,
+    losses,
     movement,
     normalization,
     pooling,
@@ -13,10 +15,12 @@ from fanlight.importers.onnx.operators import (
 )
 
 __all__ = [
+    "attention",
     "convolution",
     "elementwise",
     "indexing",
     "linear",
+    "losses",
     "movement",
     "normalization",
     "pooling",
