@@ -2,6 +2,7 @@
 
 from fanlight.importers.onnx.operators import (
     attention,
+    control,
     convolution,
     elementwise,
     indexing,
@@ -11,11 +12,14 @@ from fanlight.importers.onnx.operators import (
     normalization,
     pooling,
     quantization,
+    recurrent,
     reduction,
+    resize,
 )
 
 __all__ = [
     "attention",
+    "control",
     "convolution",
     "elementwise",
     "indexing",
@@ -25,5 +29,7 @@ __all__ = [
     "normalization",
     "pooling",
     "quantization",
+    "recurrent",
     "reduction",
+    "resize",
 ]
