@@ -92,6 +92,8 @@ def binary(op: str, a: Size, b: Size) -> Size:
     compare equal; divisions are carried out where they leave no rest, if the divisor is not 0."""
     if isinstance(a, int) and isinstance(b, int):
         return OPS[op](a, b)
+    if isinstance(a, Dim) and isinstance(b, int) and b > 1:  # as most are: in that form already
+        return Operation(op, a, b)
     if op in ("max", "min"):
         if isinstance(a, int):
             a, b = b, a  # constants on the right

@@ -160,7 +160,7 @@ class _Lowering:
                 stored.update(x for x in node.inputs if not _cheap(x))
             if node.op == "expand" or node.op in ELEMENTWISE:
                 for x in node.inputs:  # broadcasting an expensive value would compute it again
-                    if product(x.shape) != product(node.shape) and not (_cheap(x) or _is_index(x)):
+                    if product(x.shape) != product(node.shape) and not _again(x):
                         stored.add(x)
         # too many buffers for one kernel: store the widest input; users first, so that its own
         # kernel is looked at as well
@@ -547,6 +547,16 @@ def _is_index(node: Node) -> bool:
             return False
         stack.extend(x.inputs)
     return True
+
+
+def _again(node: Node) -> bool:
+    """Costs little more to compute again, where it is broadcast, than to load: leaves, indices, and
+    windows, which are one load at a computed place, or a number outside."""
+    if _cheap(node) or _is_index(node):
+        return True
+    if node.op == "where" and _is_index(node.inputs[0]) and product(node.inputs[2].shape) == 1:
+        node = node.inputs[1]
+    return node.op == "take" and all(_is_index(i) for i in node.inputs[1:])
 
 
 def _whole_words(update: Node) -> bool:

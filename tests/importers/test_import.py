@@ -113,6 +113,17 @@ def test_a_symbol_may_be_a_sum_of_others() -> None:
     assert module.metadata["inputs"][2]["shape"] == [["+", "p", "s"]]
 
 
+def test_a_table_of_positions_limits_a_symbol() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"]),
+        helper.make_node("Slice", ["table", "zero", "n", "zero"], ["positions"]),
+        helper.make_node("Add", ["x", "positions"], ["y"]),
+    ]
+    weights: dict[str, Array] = {"table": np.arange(512, dtype="f4"), "zero": np.array([0])}
+    module = module_of(model_of(nodes, {"x": (FLOAT, ["n"])}, ["y"], weights))
+    assert [(dim.name, dim.max) for dim in module.dims] == [("n", 512)]
+
+
 def test_sizes_that_differ_are_an_error() -> None:
     nodes = [helper.make_node("Add", ["x", "y"], ["z"])]
     with pytest.raises(FormatError, match="sizes differ"):

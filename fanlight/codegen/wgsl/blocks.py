@@ -14,7 +14,7 @@ from fanlight.codegen.wgsl.formats import FORMATS
 from fanlight.dtypes import DTYPES, DType
 from fanlight.errors import UnsupportedError
 from fanlight.kernels.launch import Binding
-from fanlight.kernels.target import NotYet, Plane, Storage
+from fanlight.kernels.target import Plane, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +226,15 @@ ROWS: dict[str, Row] = {
 }
 
 
-def _storage(dtype: DType) -> Storage | NotYet:
+def _storage(dtype: DType) -> Storage:
     row = ROWS.get(dtype.name)
     if row is not None:
         return Storage(tuple(Plane(p.suffix, p.bytes) for p in row.planes), row.direct)
-    if dtype.name in FORMATS:  # only loops and gather read them
-        return Storage((Plane("", dtype.bytes),), True)
-    return NotYet(f"WGSL has no {dtype}; it needs a conversion while loading")
+    assert dtype.name in FORMATS, dtype  # only loops and gather read it
+    return Storage((Plane("", dtype.bytes),), True)
 
 
-STORAGE: dict[str, Storage | NotYet] = {d.name: _storage(d) for d in DTYPES.values()}
+STORAGE: dict[str, Storage] = {d.name: _storage(d) for d in DTYPES.values()}
 
 
 def row_of(dtype: DType, where: str) -> Row:

@@ -417,6 +417,10 @@ class Importer:
         if a == b:
             return
         for one, other in ((a, b), (b, a)):
+            limit = _limit(one, other)
+            if limit is not None:
+                raise _UnifyError(limit.name, limit)
+        for one, other in ((a, b), (b, a)):
             if isinstance(one, Dim) and one.name not in {d.name for d in dims_of(other)}:
                 raise _UnifyError(one.name, other)
         rest = shapes.binary("-", a, b)
@@ -429,6 +433,16 @@ class Importer:
 
 def _small(shape: Shape) -> bool:
     return len(shape) < 2 and all(not isinstance(s, int) or s <= MAX_ELEMENTS for s in shape)
+
+
+def _limit(one: Size, other: Size) -> Dim | None:
+    """Where ``one`` is ``min(other, number)``, ``other`` is at most the number: as when positions
+    are cut out of a table."""
+    if not isinstance(one, shapes.Operation) or one.op != "min" or one.a != other:
+        return None
+    if not isinstance(other, Dim) or not isinstance(one.b, int) or one.b >= other.max:
+        return None
+    return Dim(other.name, other.kind, one.b)
 
 
 def _solved(rest: Size, dim: Dim) -> Size | None:
