@@ -2,6 +2,7 @@
 
 from fanlight.importers.onnx.operators import (
     attention,
+    blocks,
     control,
     convolution,
     elementwise,
@@ -15,10 +16,13 @@ from fanlight.importers.onnx.operators import (
     recurrent,
     reduction,
     resize,
+    sampling,
+    signal,
 )
 
 __all__ = [
     "attention",
+    "blocks",
     "control",
     "convolution",
     "elementwise",
@@ -32,4 +36,6 @@ __all__ = [
     "recurrent",
     "reduction",
     "resize",
+    "sampling",
+    "signal",
 ]

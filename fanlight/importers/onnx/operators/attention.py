@@ -15,7 +15,8 @@ from fanlight.ir.graph import Node
 from fanlight.ir.ops import apply
 from fanlight.shapes import Size, binary
 
-_ATTRS = "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap softmax_precision"
+_ATTRS = """is_causal kv_num_heads left_window_size q_num_heads qk_matmul_output_mode
+right_window_size scale softcap softmax_precision"""
 
 
 def heads_of(x: Node, count: int) -> Node:
@@ -100,12 +101,18 @@ def _masked(call: Call, scores: Node, past: Size, kind: dtypes.DType) -> Node:
     if call.get(6) is not None:
         lengths = build.reshape(cast(call[6], dtypes.i32), (call[6].shape[0], 1, 1, 1))
         scores = build.where(do("lt", column, lengths), scores, low)
-    if call.attr_bool("is_causal", False):
+    left, right = (call.attr_int(f"{side}_window_size", -1) for side in ("left", "right"))
+    causal = call.attr_bool("is_causal", False)
+    if causal or left >= 0 or right >= 0:
         row = do("add", build.along(2, 4, rows), build.size(past, dtypes.i32))
         if call.get(6) is not None and call.get(4) is None:
             lengths = build.reshape(cast(call[6], dtypes.i32), (call[6].shape[0], 1, 1, 1))
             row = do("add", do("sub", row, build.size(rows, dtypes.i32)), lengths)
-        scores = build.where(do("le", column, row), scores, low)
+        if causal or right >= 0:
+            last = do("add", row, right) if not causal and right > 0 else row
+            scores = build.where(do("le", column, last), scores, low)
+        if left >= 0:
+            scores = build.where(do("ge", column, do("sub", row, left)), scores, low)
     return scores
 
 

@@ -269,6 +269,15 @@ def _bias_gelu(call: Call) -> Node:
     return cast(gelu(_float(call.elementwise("add", call[0], call[1]))), call[0].dtype)
 
 
+@op("SwiGLU", 28, attrs="alpha")
+def _swiglu(call: Call) -> Node:
+    gate, x = call[0], call[1]
+    alpha = call.attr_float("alpha", 1.0)
+    wide = _float(gate)
+    made = do("mul", do("mul", wide, apply("sigmoid", do("mul", wide, alpha))), _float(x))
+    return cast(made, gate.dtype)
+
+
 # --- several operands
 
 

@@ -1,0 +1,53 @@
+"""com.microsoft's weights of few bits in blocks."""
+
+from __future__ import annotations
+
+from fanlight import dtypes
+from fanlight.importers.onnx.call import Call
+from fanlight.importers.onnx.operators.linear import matmul
+from fanlight.importers.onnx.operators.reduction import wide
+from fanlight.importers.onnx.registry import MICROSOFT, op
+from fanlight.ir import build
+from fanlight.ir.build import cast
+from fanlight.ir.build import op as do
+from fanlight.ir.graph import Node
+
+
+def _bits(packed: Node, row: Node, column: Node, bits: int) -> Node:
+    """Elements of bytes [N, M] that hold 8 / bits each, the first in the lowest bits; i32."""
+    each = 8 // bits
+    byte = cast(build.take(packed, row, do("div", column, each)), dtypes.i32)
+    shift = do("mul", do("mod", column, each), bits)
+    return do("bitand", do("shr", byte, shift), (1 << bits) - 1)
+
+
+@op("MatMulNBits", domain=MICROSOFT, attrs="K N accuracy_level bits block_size")
+def _matmul_bits(call: Call) -> Node:
+    """a […, K] times the transposed [N, K], which is kept in blocks along K: bytes
+    [N, blocks, bytes of a block], a scale each, and a zero point, packed or a number."""
+    a, packed, scales, zeros = call[0], call[1], call[2], call.get(3)
+    if call.get(4) is not None:
+        call.fail("an order of groups (g_idx)")
+    k, n = call.attr_int("K"), call.attr_int("N")
+    bits, block = call.attr_int("bits", 4), call.attr_int("block_size")
+    if bits not in (2, 4, 8):
+        call.fail("weights of this many bits", got=bits)
+    blocks = -(-k // block)
+    kind = wide(a.dtype)
+    row, column = build.along(0, 2, n), build.along(1, 2, k)
+    flat = build.reshape(packed, (n, blocks * (block * bits // 8)))
+    values = cast(_bits(flat, row, column, bits), kind)
+    at = do("div", column, block)
+    if zeros is None:
+        zero: Node | float = float(1 << bits - 1)
+    elif zeros.dtype.kind == "float":
+        zero = build.take(cast(build.reshape(zeros, (n, blocks)), kind), row, at)
+    else:
+        held = build.reshape(zeros, (n, -(-blocks * bits // 8)))
+        zero = cast(_bits(held, row, at, bits), kind)
+    scale = build.take(cast(build.reshape(scales, (n, blocks)), kind), row, at)
+    weights = do("mul", do("sub", values, zero), scale)
+    made = matmul(call, cast(a, kind), build.transpose(weights))
+    if call.get(5) is not None:
+        made = do("add", made, cast(call[5], kind))
+    return cast(made, a.dtype)
