@@ -74,6 +74,7 @@ class _Compilation:
     def __init__(self, module: Module, options: CompileOptions) -> None:
         self.module, self.options = module, options
         self.target = target_named(options.target)
+        self.storage = self.target.storage(options.features)
         self.first = Dim("unit_first", "host", _MAX_UNITS)
         self.count = Dim("unit_count", "host", _MAX_UNITS)
         self.buffers: dict[str, Buffer] = {}
@@ -151,7 +152,7 @@ class _Compilation:
         missing = {
             str(n.dtype): storage.reason
             for n in used.values()
-            if isinstance(storage := self.target.storage[n.dtype.name], NotYet)
+            if isinstance(storage := self.storage[n.dtype.name], NotYet)
         }
         if missing:
             text = "; ".join(f"{d}: {why}" for d, why in sorted(missing.items()))
@@ -178,7 +179,7 @@ class _Compilation:
         taken: set[str] = set()
         for weights in sorted(lists, key=len, reverse=True):
             names = list(dict.fromkeys(w.name for w in weights))
-            storage = self.target.storage[weights[0].dtype.name]
+            storage = self.storage[weights[0].dtype.name]
             assert not isinstance(storage, NotYet)
             alike = len({w.dtype for w in weights}) == 1 and not storage.direct
             if len(names) > 1 and alike and not taken & set(names):
@@ -190,7 +191,7 @@ class _Compilation:
 
     def _place_group(self, names: list[str]) -> None:
         sources = [self.module.weights[name] for name in names]
-        storage = self.target.storage[sources[0].dtype.name]
+        storage = self.storage[sources[0].dtype.name]
         assert not isinstance(storage, NotYet)
         row_units = sources[0].shape[1] // sources[0].dtype.block
         rows = sum(source.shape[0] for source in sources)
@@ -208,7 +209,7 @@ class _Compilation:
 
     def _place_weight(self, name: str) -> None:
         source = self.module.weights[name]
-        storage = self.target.storage[source.dtype.name]
+        storage = self.storage[source.dtype.name]
         assert not isinstance(storage, NotYet)
         rows = source.shape[0] if source.shape else 1
         row_units = max(1, int(str(product(source.shape[1:])))) // source.dtype.block
@@ -272,7 +273,7 @@ class _Compilation:
     def _weights(self) -> list[Weight]:
         out = []
         for name, source, part, row_units in self.sources:
-            storage = self.target.storage[source.dtype.name]
+            storage = self.storage[source.dtype.name]
             assert not isinstance(storage, NotYet) and isinstance(part.rows, int)
             unit = source.dtype.bytes
             start, length = part.first * row_units * unit, part.rows * row_units * unit

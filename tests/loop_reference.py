@@ -183,12 +183,12 @@ class NumpyTarget:
     name = "numpy"
 
     def __init__(self) -> None:
-        self.storage: Mapping[str, Storage | NotYet] = {
-            name: Storage((Plane("", d.bytes),), True) for name, d in DTYPES.items()
-        }
         self.rules: Mapping[str, Entry] = {
             op.name: _block(op.name) if op.family == "block" else LOOP for op in OPS.values()
         }
+
+    def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
+        return {name: Storage((Plane("", d.bytes),), True) for name, d in DTYPES.items()}
 
     def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
         launch = NumpyLaunch(kernel.name, buffers, lambda m, names: run_loop(kernel, m, names))

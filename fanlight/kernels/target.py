@@ -143,8 +143,7 @@ class Target(Protocol):
     @property
     def rules(self) -> Mapping[str, Entry]: ...
 
-    @property
-    def storage(self) -> Mapping[str, Storage | NotYet]:
+    def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
         """dtype name → how weights of it are kept; total over ``DTYPES``."""
         ...
 

@@ -33,7 +33,9 @@ class Wasm:
 
     name: str = "wasm"
     rules: Mapping[str, Entry] = field(default_factory=lambda: complete(TEMPLATES))
-    storage: Mapping[str, Storage | NotYet] = field(default_factory=lambda: STORAGE)
+
+    def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
+        return STORAGE
 
     def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
         return loops.launch(kernel, buffers)

@@ -8,6 +8,7 @@ matrix-vector product). Byte layouts: ggml-common.h and ggml-quants.c of llama.c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fanlight.codegen.wgsl.formats import FORMATS
@@ -226,15 +227,39 @@ ROWS: dict[str, Row] = {
 }
 
 
-def _storage(dtype: DType) -> Storage:
-    row = ROWS.get(dtype.name)
+#: Kept as in the file on adapters that are CPUs: units of whole words, which cost nothing to load
+AS_FILED: dict[str, Row] = {
+    "q4_1": Row(
+        (Copied("", 0, 20, "array<u32>"),),
+        True,
+        """let unit = (row * (QUADS / 8u) + k4 / 8u) * 5u;
+  let w = P0[unit + 1u + (k4 & 3u)];
+  let d = unpack2x16float(P0[unit]);
+  return d.x * select(low4(w), high4(w), (k4 & 4u) != 0u) + d.y;""",
+        "",  # cpu_matmul has a form of its own
+        (),
+    )
+}
+
+
+def kept(dtype: DType, planes: int) -> Row:
+    """How a weight in so many planes is kept."""
+    filed = AS_FILED.get(dtype.name)
+    return filed if filed and len(filed.planes) == planes else ROWS[dtype.name]
+
+
+def _storage(dtype: DType, rows: Mapping[str, Row]) -> Storage:
+    row = rows.get(dtype.name)
     if row is not None:
         return Storage(tuple(Plane(p.suffix, p.bytes) for p in row.planes), row.direct)
     assert dtype.name in FORMATS, dtype  # only loops and gather read it
     return Storage((Plane("", dtype.bytes),), True)
 
 
-STORAGE: dict[str, Storage] = {d.name: _storage(d) for d in DTYPES.values()}
+STORAGE: dict[str, Storage] = {d.name: _storage(d, ROWS) for d in DTYPES.values()}
+STORAGE_ON_CPU: dict[str, Storage] = {
+    d.name: _storage(d, {**ROWS, **AS_FILED}) for d in DTYPES.values()
+}
 
 
 def row_of(dtype: DType, where: str) -> Row:
@@ -245,15 +270,15 @@ def row_of(dtype: DType, where: str) -> Row:
     return row
 
 
-def bindings(dtype: DType) -> tuple[Binding, ...]:
-    """The bindings of a stored weight's planes, to be read."""
-    return tuple(Binding(p.type, "read") for p in ROWS[dtype.name].planes)
+def bindings(dtype: DType, planes: int = 0) -> tuple[Binding, ...]:
+    """The bindings of a stored weight's planes, to be read. ``planes``: see ``kept``."""
+    return tuple(Binding(p.type, "read") for p in kept(dtype, planes).planes)
 
 
-def reader(dtype: DType, name: str, first: int, quads: str) -> str:
+def reader(dtype: DType, name: str, first: int, quads: str, planes: int = 0) -> str:
     """``fn NAME_quad(row: u32, k4: u32) -> vec4<f32>`` for planes at bindings from ``first``.
-    ``quads``: their number in a row, a u32 expression."""
-    body = ROWS[dtype.name].quad
+    ``quads``: their number in a row, a u32 expression; ``planes``: see ``kept``."""
+    body = kept(dtype, planes).quad
     code = f"fn {name}_quad(row: u32, k4: u32) -> vec4<f32> {{\n  {body}\n}}\n"
     return _finish(_with_helpers(code), first, quads)
 

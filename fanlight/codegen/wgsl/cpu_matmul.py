@@ -61,6 +61,10 @@ _SHARED = (
 _WORD = "let w = P0[row * (QUADS / 2u) + s];\n  let unit = row * (QUADS / 8u) + s / 4u;\n"
 _DOT = "dot(nibbles(w), z0) + dot(nibbles(w >> 4u), z1)"
 _PAIR = "array<vec4<f32>, 2>"
+_FILED = """let unit = (row * (QUADS / 8u) + s / 4u) * 5u;
+  let w = P0[unit + 1u + (s & 3u)];
+  let d = unpack2x16float(P0[unit]);
+"""
 _BYTES = """let unit = row * (QUADS / 8u) + s / 8u;
   let d = half_of(P1[unit >> 1u], unit) * 5.9604644775390625e-8;
 """
@@ -86,6 +90,15 @@ _PIECES: dict[str, _Piece] = {
   let scale = d.x * PLACES;
   return {_PAIR}(nibbles(w) * scale + d.y, nibbles(w >> 4u) * scale + d.y);""",
     ),
+    "q4_1 as filed": _Piece(
+        (_WORDS,),
+        _HALVES,
+        _SHARED,
+        ("z0", "z1", "all"),
+        f"{_FILED}  return d.x * ({_DOT}) + d.y * all;",
+        f"""{_FILED}  let scale = d.x * PLACES;
+  return {_PAIR}(nibbles(w) * scale + d.y, nibbles(w >> 4u) * scale + d.y);""",
+    ),
     "q8_0": _Piece(
         (_WORDS, _WORDS),
         ("s",),
@@ -97,11 +110,12 @@ _PIECES: dict[str, _Piece] = {
 }
 
 
-def _piece(dtype: DType, several: bool) -> _Piece:
+def _piece(dtype: DType, planes: int, several: bool) -> _Piece:
     """Dtypes without a piece of their own are read by spans, or by quads for ``several`` rows."""
-    if dtype.name in _PIECES:
-        return _PIECES[dtype.name]
-    row = blocks.ROWS[dtype.name]
+    row = blocks.kept(dtype, planes)
+    own = f"{dtype} as filed" if row is not blocks.ROWS[dtype.name] else dtype.name
+    if own in _PIECES:
+        return _PIECES[own]
     types, at = tuple(p.type for p in row.planes), ("s",) if several else row.at
     names = tuple(f"x{i}" for i in range(len(at)))
     dot = re.sub(r"\bx\[(\d+)\]", r"x\1", row.span)
@@ -128,7 +142,7 @@ def launch(
 ) -> WgslLaunch:
     """``rows`` of x times the part's rows of w, plus ``residual`` (a buffer, or none)."""
     together, columns = (1, _COLUMNS_OF_ONE) if rows == 1 else (_ROWS, _COLUMNS)
-    piece = _piece(part.dtype, together > 1)
+    piece = _piece(part.dtype, len(part.buffers), together > 1)
     out = 2 + len(piece.types)
     parameter = _Parameters(out + 1)
     k = x.shape[-1]

@@ -53,7 +53,7 @@ def _quads(
     table: Operand, part: Part, ids: Operand, output: Operand, quads: int, cpu: bool
 ) -> Launch:
     """``quads``: groups of four elements in a row."""
-    planes = blocks.bindings(table.dtype)
+    planes = blocks.bindings(table.dtype, len(part.buffers))
     rows = product(ids.shape)
     first = f"""  let at = {text.GROUP} * {THREADS}u + lane;
   if (at >= {text.size_u32(rows)} * {quads}u) {{ return; }}"""
@@ -68,7 +68,8 @@ def _quads(
   b{1 + len(planes)}[at] = table_quad(id - {part.first}u + {part.base}u, at % {quads}u);"""
     kernel = text.kernel(
         f"gather_{table.dtype}",
-        blocks.reader(table.dtype, "table", 1, f"{quads}u") + text.entry(THREADS, body),
+        blocks.reader(table.dtype, "table", 1, f"{quads}u", len(planes))
+        + text.entry(THREADS, body),
         (Binding("array<i32>", "read"), *planes, Binding("array<vec4<f32>>", "read_write")),
         sizes,
     )

@@ -17,11 +17,11 @@ from fanlight.codegen.wgsl import (
     norm,
     repack,
 )
-from fanlight.codegen.wgsl.blocks import STORAGE
+from fanlight.codegen.wgsl.blocks import STORAGE, STORAGE_ON_CPU
 from fanlight.dtypes import DType
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
-from fanlight.kernels.target import Entry, NotYet, Storage, Where, complete
+from fanlight.kernels.target import CPU, Entry, NotYet, Storage, Where, complete
 from fanlight.shapes import Size
 
 #: ops with templates of their own; every other op is elementwise, movement or reduction
@@ -46,7 +46,9 @@ class WebGpu:
 
     name: str = "webgpu"
     rules: Mapping[str, Entry] = field(default_factory=lambda: complete(TEMPLATES))
-    storage: Mapping[str, Storage | NotYet] = field(default_factory=lambda: STORAGE)
+
+    def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
+        return STORAGE_ON_CPU if CPU in features else STORAGE
 
     def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
         return loops.launch(kernel, buffers)

@@ -82,7 +82,7 @@ class Bench:
         self, name: str, raw: bytes, dtype: str, shape: tuple[int, int], cuts: Sequence[int] = (0,)
     ) -> Operand:
         """A stored weight from a file's bytes, its rows split at ``cuts``."""
-        kind, storage = DTYPES[dtype], TARGET.storage[dtype]
+        kind, storage = DTYPES[dtype], TARGET.storage(self.features)[dtype]
         assert isinstance(storage, Storage)
         rows, width = shape
         units = width // kind.block
