@@ -10,7 +10,7 @@ JSON form (the plan's): an int is itself, a dim its name, an operation ``[op, a,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, Union
 
 from fanlight.errors import PlanError
@@ -62,11 +62,13 @@ class Expr:
 
 @dataclass(frozen=True, slots=True)
 class Dim(Expr):
-    """A named dimension, at least 0 and at most ``max``."""
+    """A named dimension, at most ``max``. ``least``: what it is taken to be at least where sizes
+    are compared while compiling; it may be 0 for all that."""
 
     name: str
     kind: DimKind
     max: int
+    least: int = field(default=1, compare=False)
 
     def __str__(self) -> str:
         return self.name

@@ -75,6 +75,7 @@ class InferenceSession:
         self._signature = signature_of(plan)
         self._buffers = {b.name: b for b in plan.buffers}
         self._bounded = any(spec.bound is not None for spec in plan.dims)
+        self._stages = plan.metadata.get("stages", [{"program": "main", "reads": {}}])
         self._turn = asyncio.Lock()
         self._disposed = False
         self.inputs, self.outputs = self._signature.inputs, self._signature.outputs
@@ -170,8 +171,7 @@ class InferenceSession:
         async with self._turn:
             if self._disposed:
                 raise AbortedError("the session was disposed")
-            known = {spec.dim.name for spec in self._plan.dims}
-            await self._session.run("main", used, {n: v for n, v in dims.items() if n in known})
+            await self._run_stages(used, dims)
             if self._bounded:
                 dims |= await self._session.dims()
             reads = [
@@ -183,6 +183,26 @@ class InferenceSession:
             if target is not None and not isinstance(target, str):
                 results[name] = _write(name, results[name], target)
         return results
+
+    async def _run_stages(self, feeds: Mapping[str, bytes | Held], dims: dict[str, int]) -> None:
+        """Runs one program after the other; adds to ``dims`` the sizes that the model computes."""
+        maxima = {spec.dim.name: spec.dim.max for spec in self._plan.dims}
+        for stage in self._stages:
+            known = {name: size for name, size in dims.items() if name in maxima}
+            await self._session.run(stage["program"], feeds, known)
+            feeds = {}
+            for name, buffer in stage["reads"].items():
+                data = await self._session.read(buffer, 0, 4)
+                dims[name] = int.from_bytes(data, "little", signed=True)
+                if not 0 <= dims[name] <= maxima[name]:
+                    wanted = f"0 to {maxima[name]}"
+                    where = f"size {name}"
+                    raise InputError(
+                        "the model made a size that can't be",
+                        where=where,
+                        got=dims[name],
+                        wanted=wanted,
+                    )
 
     def described(self) -> dict[str, Any]:
         """As JSON values, for a page that runs the executor's session ``handle`` itself."""
@@ -196,6 +216,7 @@ class InferenceSession:
             "outputs": [self._info(info) for info in self.outputs],
             "maxima": {dim.name: dim.max for dim in dims if dim.name not in _RESERVED},
             "bounded": self._bounded,
+            "stages": self._stages,
             "metadata": dict(self.metadata),
         }
 

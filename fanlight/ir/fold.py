@@ -113,11 +113,11 @@ def _compare(a: Value, b: Value) -> int:
 
 
 def bounds(size: Size) -> tuple[float, float]:
-    """Between which a size lies, every dim being at least 1."""
+    """Between which a size lies, every dim being at least its ``least``."""
     if isinstance(size, int):
         return size, size
     if isinstance(size, Dim):
-        return 1, size.max
+        return size.least, size.max
     assert isinstance(size, Operation)
     (a, b), (c, d) = bounds(size.a), bounds(size.b)
     match size.op:

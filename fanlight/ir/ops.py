@@ -19,7 +19,7 @@ from fanlight import dtypes
 from fanlight.dtypes import DTYPES, DType
 from fanlight.errors import GraphError
 from fanlight.ir.graph import Node, Shape, type_text
-from fanlight.shapes import Expr, Size, maximum, product
+from fanlight.shapes import Expr, Size, dims_of, maximum, product
 
 AttrKind = Literal["int", "float", "bool", "str", "size", "sizes", "ints", "dtype", "bytes"]
 Family = Literal["leaf", "elementwise", "movement", "reduction", "block", "composite"]
@@ -171,7 +171,8 @@ def _cast(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
 
 def _reshape(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     x, shape = inputs[0], attrs["shape"]
-    if product(_sorted(x.shape)) != product(_sorted(shape)):
+    computed = any(dim.least == 0 for size in shape for dim in dims_of(size))  # known to the run
+    if product(_sorted(x.shape)) != product(_sorted(shape)) and not computed:
         raise GraphError(
             "different number of elements", where="reshape", got=list(shape), wanted=list(x.shape)
         )

@@ -16,8 +16,9 @@ Meaning
 *buffers*    ``bytes`` is a size; memory comes from the maxima. ``state`` is zeroed at load and kept
              between runs; ``arena`` buffers are valid inside one run only. A buffer whose size
              mentions a free dim gets memory when a run first needs it, from that run's dims
-             (bounds stand for dims with one), and is valid until the next run only, whatever its
-             kind. Memory that has grown is kept for later runs; weights have no free sizes.
+             (bounds stand for dims with one). Whatever its kind, it keeps its content until a run
+             changes a free dim that its size mentions, or one declared before the last of these.
+             Memory that has grown is kept for later runs; weights have no free sizes.
 *weights*    bytes ``[offset, offset + length)`` of a file or of a segment, in chunks cut at
              ``unit``. Without steps a chunk goes straight to ``buffer`` at ``unit_first * unit``;
              with steps it goes to the ``staging`` buffer (padded to 4 bytes) and the steps run with

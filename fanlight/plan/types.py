@@ -186,11 +186,14 @@ class Plan:
         return values
 
     def free_buffers(self) -> tuple[Buffer, ...]:
-        """Those whose size a free dim decides."""
-        free = {spec.dim.name for spec in self.dims if spec.free}
-        return tuple(
-            b for b in self.buffers if any(d.name in free for d in shapes.dims_of(b.bytes))
-        )
+        """Those whose size a free dim decides, in the order of the last such dim of each."""
+        place = {spec.dim.name: i for i, spec in enumerate(self.dims) if spec.free}
+        last = {
+            b.name: max((place.get(d.name, -1) for d in shapes.dims_of(b.bytes)), default=-1)
+            for b in self.buffers
+        }
+        found = [b for b in self.buffers if last[b.name] >= 0]
+        return tuple(sorted(found, key=lambda b: last[b.name]))
 
 
 def steps_of(steps: tuple[Step, ...]) -> Iterator[Step]:

@@ -15,10 +15,17 @@ export class BufferSizes {
   constructor(plan, known = new Map()) {
     this.plan = plan;
     this.known = known;
-    const isFree = (/** @type {string} */ name) => plan.dims.get(name)?.free ?? false;
+    const places = new Map([...plan.dims.values()].map(({ name, free }, i) => [name, free ? i : -1]));
     const buffers = [...plan.buffers.values()];
-    /** @type {Buffer[]} */
-    this.free = buffers.filter(({ bytes }) => dimsOf(bytes).some(isFree));
+    /** @type {Map<string, number>} buffer of free size → the place of the last free dim in its size */
+    this.level = new Map();
+    for (const { name, bytes } of buffers) {
+      const last = Math.max(-1, ...dimsOf(bytes).map((dim) => places.get(dim) ?? -1));
+      if (last >= 0) this.level.set(name, last);
+    }
+    const level = (/** @type {Buffer} */ { name }) => this.level.get(name) ?? 0;
+    /** @type {Buffer[]} those of free size, by level: a dim that changes moves none of a lower level */
+    this.free = buffers.filter(({ name }) => this.level.has(name)).sort((a, b) => level(a) - level(b));
     this.#measure(buffers, new Map());
   }
 

@@ -57,8 +57,8 @@ export class GpuSession {
   #broken = null;
   /** @type {Map<string, GPUBindGroup>} by access and buffers */
   #groups = new Map();
-  /** @type {GPUBuffer[]} of the buffers of free size */
-  #freePacks = [];
+  /** @type {Map<number, GPUBuffer[]>} of the buffers of free size, by their levels */
+  #freePacks = new Map();
   #fixedBytes = 0;
 
   /** @param {Plan} plan @param {GpuDevice} device */
@@ -123,7 +123,7 @@ export class GpuSession {
     this.info.resident_bytes = this.#fixedBytes;
     await device.allocate(this.#fixedBytes, () => {
       this.#place(fixed);
-      this.#freePacks = this.#place(replay.capacity);
+      this.#placeFree(new Set(replay.sizes.level.values()));
       const kind = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
       replay.uniformBuffer = device.buffer('dims', replay.uniform.byteLength, kind);
     });
@@ -137,6 +137,21 @@ export class GpuSession {
       names.forEach((name, i) => this.replay.places.set(name, { buffer, offset: offsets[i] }));
       return buffer;
     });
+  }
+
+  /** GPU buffers for all buffers of free size of these levels. @param {Set<number>} levels */
+  #placeFree(levels) {
+    const { capacity, sizes } = this.replay;
+    for (const level of levels) {
+      const same = [...capacity].filter(([name]) => sizes.level.get(name) === level);
+      this.#freePacks.set(level, this.#place(new Map(same)));
+    }
+  }
+
+  /** @param {Set<number>} levels */
+  #releaseFree(levels) {
+    for (const level of levels)
+      for (const buffer of this.#freePacks.get(level) ?? []) this.device.release(buffer);
   }
 
   /** @param {string} name @param {number} bytes @param {string} hint */
@@ -157,8 +172,8 @@ export class GpuSession {
   }
 
   /**
-   * More memory, if the buffers of free size need it now; their bytes are lost. What fails leaves
-   * them without memory, and the session as usable as before.
+   * More memory, if buffers of free size need it now; the bytes of all of their level are lost. What fails
+   * leaves all levels without memory, and the session as usable as before.
    */
   async #grow() {
     const { device, replay } = this;
@@ -170,17 +185,17 @@ export class GpuSession {
     for (const { name } of small)
       capacity.set(name, grown(capacity.get(name) ?? 0, need(name), this.#most));
     const whole = [...capacity.values()].reduce((sum, size) => sum + size, 0);
-    for (const buffer of this.#freePacks) device.release(buffer);
+    const levels = new Set(small.map(({ name }) => sizes.level.get(name) ?? 0));
+    this.#releaseFree(levels);
     try {
-      await device.allocate(whole, () => {
-        this.#freePacks = this.#place(capacity);
-      });
+      await device.allocate(whole, () => this.#placeFree(levels));
       this.info.growths += 1;
       this.info.resident_bytes = this.#fixedBytes + whole;
     } catch (error) {
       for (const name of capacity.keys()) capacity.set(name, 0);
-      for (const buffer of this.#freePacks) device.release(buffer);
-      this.#freePacks = this.#place(capacity);
+      const all = new Set(sizes.level.values());
+      this.#releaseFree(all);
+      this.#placeFree(all);
       this.info.resident_bytes = this.#fixedBytes;
       throw error;
     } finally {

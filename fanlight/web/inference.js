@@ -34,6 +34,8 @@ import { DeviceTensor, Tensor, asTensor, byteLength, tensorOf } from './tensor.j
  * @property {Described[]} outputs
  * @property {Record<string, number>} maxima of the plan's host dims
  * @property {boolean} bounded whether programs read dims back
+ * @property {{program: string, reads: Record<string, string>}[]} stages programs in their order, and the sizes to
+ *   read behind each: symbol → buffer
  * @property {Record<string, unknown>} metadata
  */
 
@@ -106,7 +108,7 @@ export class InferenceSession {
    */
   run(feeds, fetches = null, { signal } = {}) {
     return this.#turns.take(async () => {
-      const { inputs, maxima, handle, bounded } = this.#loaded;
+      const { inputs, maxima, handle, bounded, stages } = this.#loaded;
       const { executor } = this.#workers;
       const wanted = this.#fetches(fetches);
       const tensors = this.#tensors(feeds);
@@ -119,10 +121,14 @@ export class InferenceSession {
         const { data } = tensor;
         return [buffer, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
       });
-      await executor.request('run', {
-        session: handle, program: 'main', feeds: Object.fromEntries(used),
-        dims: Object.fromEntries([...dims].filter(([name]) => most.has(name))),
-      }, { signal });
+      let given = Object.fromEntries(used);
+      for (const { program, reads } of stages) {
+        const known = Object.fromEntries([...dims].filter(([name]) => most.has(name)));
+        await executor.request('run', { session: handle, program, feeds: given, dims: known }, { signal });
+        given = {};
+        for (const [name, buffer] of Object.entries(reads))
+          dims.set(name, await this.#size(name, buffer, most.get(name) ?? 0));
+      }
       if (bounded) {
         const read = await executor.request('dims', { session: handle });
         dims = new Map([...dims, ...Object.entries(/** @type {Record<string, number>} */ (read))]);
@@ -131,6 +137,17 @@ export class InferenceSession {
       throwIfAborted(signal);
       return Object.fromEntries(wanted.map(([{ name }], i) => [name, results[i]]));
     });
+  }
+
+  /** A size that the model has computed. @param {string} name @param {string} buffer @param {number} most */
+  async #size(name, buffer, most) {
+    const where = { session: this.#loaded.handle, buffer, offset: 0, length: 4 };
+    /** @type {Uint8Array<ArrayBuffer>} */
+    const bytes = await this.#workers.executor.request('readBuffer', where);
+    const size = new DataView(bytes.buffer, bytes.byteOffset).getInt32(0, true);
+    if (size >= 0 && size <= most) return size;
+    const wanted = `0 to ${most}`;
+    throw new InputError('the model made a size that can not be', { where: `size ${name}`, got: size, wanted });
   }
 
   /** Gives all memory back, after the run in progress. */

@@ -87,7 +87,6 @@ async def _session(case: Case, backend: str, names: tuple[str, ...] = ()) -> Inf
 
 
 def _interpreted(module: Module, case: Case) -> list[Array]:
-    graph = module.graphs["main"]
     dims: dict[str, int] = {}
     for described in module.metadata["inputs"]:
         value = case.inputs[described["name"]]
@@ -101,11 +100,17 @@ def _interpreted(module: Module, case: Case) -> list[Array]:
             data = raw[source.offset : source.offset + source.length]
         weights[name] = array_of(data, source.dtype, source.shape)
     feeds: Mapping[str, Any] = {name: _plain(x) for name, x in case.inputs.items()}
-    with np.errstate(all="ignore"):
-        found = Interpreter(weights, {}).run(graph, feeds, dims)
+    found: dict[str, Array] = {}
+    interpreter = Interpreter(weights, {})
+    for stage in module.metadata.get("stages", [{"program": "main", "reads": {}}]):
+        with np.errstate(all="ignore"):
+            found |= interpreter.run(module.graphs[stage["program"]], feeds, dims)
+        dims |= {dim: int(found[buffer][0]) for dim, buffer in stage["reads"].items()}
+    nodes = {n: x for graph in module.graphs.values() for n, x in graph.outputs.items()}
     out = []
-    for number, (name, node) in enumerate(graph.outputs.items()):
-        wanted = case.outputs[number].dtype
+    for number, described in enumerate(module.metadata["outputs"]):
+        name = described["name"]
+        node, wanted = nodes[name], case.outputs[number].dtype
         value = found[name]
         same = node.dtype.name in _NAMES.get(str(wanted), (str(wanted),))
         out.append(value.astype(wanted) if same else value)

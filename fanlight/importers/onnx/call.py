@@ -155,6 +155,26 @@ class Call:
             )
         return found
 
+    def read_sizes(self, number: int) -> list[Size]:
+        """The elements of an input, which may have one axis, as sizes: read back by the run where
+        they are not known before; then they must not be negative."""
+        return [
+            self.importer.read_size(x, self.symbol(i)) for i, x in enumerate(self.parts(number))
+        ]
+
+    def parts(self, number: int) -> list[Node]:
+        """The elements of an input of at most one axis, each without axes."""
+        x = self[number]
+        if not x.shape:
+            return [x]
+        if x.op == "concat":  # some may be known though others aren't
+            return [part for inner in x.inputs for part in _elements(inner)]
+        return _elements(x)
+
+    def symbol(self, number: int = 0) -> str:
+        """A name for a size that this node computes."""
+        return f"{self.node.op_type.lower()}{self.importer.nodes}.{number}"
+
     def ints(self, number: int, what: str) -> list[int]:
         """As :meth:`sizes`, plain numbers only."""
         found = self.sizes(number, what)
@@ -182,3 +202,10 @@ class Call:
         """An elementwise op with ONNX's broadcasting."""
         self.broadcast(*(a for a in args if isinstance(a, Node)))
         return build.op(name, *args)
+
+
+def _elements(x: Node) -> list[Node]:
+    count = x.shape[0]
+    if not isinstance(count, int):
+        raise UnsupportedError("a shape of free rank", got=str(count))
+    return [build.reshape(build.part(x, 0, i, 1), ()) for i in range(count)]

@@ -19,9 +19,10 @@ from fanlight.formats.onnx_values import decode
 from fanlight.importers.onnx import operators  # noqa: F401  fills the table
 from fanlight.importers.onnx.call import Call, Scope
 from fanlight.importers.onnx.registry import OPERATORS, find
+from fanlight.importers.onnx.stages import ReadSize, add_stages
 from fanlight.ir import build, ops
 from fanlight.ir.fold import MAX_ELEMENTS, Folder
-from fanlight.ir.graph import LEAVES, Graph, Module, Node, Shape, WeightSource, topological
+from fanlight.ir.graph import LEAVES, Module, Node, Shape, WeightSource, topological
 from fanlight.ir.ops import apply
 from fanlight.shapes import Dim, Size, dims_of
 
@@ -130,6 +131,8 @@ class Importer:
         self.missing: Counter[str] = Counter()
         self.places: dict[str, str] = {}
         self.nodes = 0
+        self.reads: dict[Node, Size] = {}
+        self.read_dims: dict[str, ReadSize] = {}
 
     def run(self) -> Module:
         graph = self.model.graph
@@ -148,9 +151,6 @@ class Importer:
         self._report()
         outputs = {info.name: self._value(info.name, scope) for info in graph.outputs}
         self._describe_outputs(outputs, scope)
-        main = Graph("main", outputs)
-        self.module.graphs["main"] = main
-        self.module.dims = list(self.dims.values())
         self.module.metadata = {
             "inputs": described,
             "outputs": [self._described(name, node) for name, node in outputs.items()],
@@ -163,6 +163,9 @@ class Importer:
                 "metadata": dict(self.model.metadata),
             },
         }
+        add_stages(self.module, outputs, list(self.read_dims.values()))
+        read = [r.dim for r in self.read_dims.values()]  # behind those that callers give
+        self.module.dims = [*(d for d in self.dims.values() if d not in read), *read]
         return self.module
 
     def _describe_outputs(self, outputs: dict[str, Node], scope: Scope) -> None:
@@ -213,6 +216,23 @@ class Importer:
                 self.dims.setdefault(dim.name, dim)
             return size
         return self.dims.setdefault(name, Dim(name, "host", self.max_dim))
+
+    def read_size(self, node: Node, name: str) -> Size:
+        """The number in ``node``, an integer without axes, as a size: read back by the run where it
+        isn't known before. It must not be negative then. ``name``: of the new symbol."""
+        known = self.folder.values(node)
+        if known is not None:
+            return int(known[0]) if isinstance(known[0], (int, float)) else known[0]
+        if node not in self.reads:
+            while name in self.dims:
+                name += "'"
+            size = self.known.get(name)
+            if size is None:
+                size = Dim(name, "host", self.max_dim, least=0)
+                self.dims[name] = size
+                self.read_dims[name] = ReadSize(size, node)
+            self.reads[node] = size
+        return self.reads[node]
 
     def _initializers(self, graph: onnx.Graph, scope: Scope) -> None:
         for name, tensor in graph.initializers.items():
@@ -417,16 +437,22 @@ class Importer:
         if a == b:
             return
         for one, other in ((a, b), (b, a)):
+            names = {d.name for d in dims_of(other)}
+            if isinstance(one, Dim) and one.name in self.read_dims and one.name not in names:
+                raise _UnifyError(one.name, other)
+        for one, other in ((a, b), (b, a)):
             limit = _limit(one, other)
             if limit is not None:
                 raise _UnifyError(limit.name, limit)
         for one, other in ((a, b), (b, a)):
-            if isinstance(one, Dim) and one.name not in {d.name for d in dims_of(other)}:
+            names = {d.name for d in dims_of(other)}
+            if isinstance(one, Dim) and not names & {one.name, *self.read_dims}:
                 raise _UnifyError(one.name, other)
         rest = shapes.binary("-", a, b)
         for dim in dims_of(rest):
             solved = _solved(rest, dim)
-            if solved is not None:
+            names = {d.name for d in dims_of(solved)} if solved is not None else set()
+            if solved is not None and (dim.name in self.read_dims or not names & {*self.read_dims}):
                 raise _UnifyError(dim.name, solved)
         raise FormatError("sizes differ", where=where, got=f"{a} and {b}")
 

@@ -149,7 +149,7 @@ def _accumulator(name: str) -> dtypes.DType | None:
 @op("OneHot", 9, attrs="axis")
 def _one_hot(call: Call) -> Node:
     ids, values = call[0], call[2]
-    depth = call.sizes(1, "the depth")[0]
+    depth = call.read_sizes(1)[0]
     rank = len(ids.shape) + 1
     axis = axis_of(call.attr_int("axis", -1), rank)
     whole = build.unsqueeze(cast(ids, dtypes.i32), [axis])

@@ -30,10 +30,9 @@ def _size(call: Call) -> Node:
 
 @op("Reshape", 5, attrs="allowzero")
 def _reshape(call: Call) -> Node:
-    x, wanted = call[0], call.sizes(1, "the shape's elements")
-    allow = call.attr_bool("allowzero", False)
+    x, allow = call[0], call.attr_bool("allowzero", False)
     shape: list[Size] = []
-    for axis, size in enumerate(wanted):
+    for axis, size in enumerate(_shape_wanted(call, allow)):
         if size == 0 and not allow:
             if axis >= len(x.shape):
                 raise FormatError("0 beyond the input's axes", where=call.where)
@@ -42,10 +41,43 @@ def _reshape(call: Call) -> Node:
     if -1 in shape:
         at = shape.index(-1)
         rest = product([s for i, s in enumerate(shape) if i != at])
+        rest = rest if isinstance(rest, int) else binary("max", rest, 1)
         shape[at] = 0 if rest == 0 else binary("//", product(x.shape), rest)
     elif product(x.shape) != product(shape):
         call.same(product(x.shape), product(shape), "number of elements")
     return build.reshape(x, shape)
+
+
+def _shape_wanted(call: Call, allow: bool) -> list[Size]:
+    """The elements of a Reshape's shape. Those that only the run knows are read back, without the
+    meaning that 0 and -1 have; one of them alone follows from the others, as -1 does."""
+    x, known = call[0], call.known(1)
+    if known is not None:
+        return call.sizes(1, "the shape's elements")
+    parts = call.parts(1)
+    values = [call.importer.folder.values(part) for part in parts]
+    unknown = [i for i, value in enumerate(values) if value is None]
+    if len(unknown) == 1 and all(v is None or v[0] != -1 for v in values):
+        return [-1 if v is None else v[0] for v in values]
+    sizes = [cast(part, dtypes.i32) for part in parts]
+    if not allow:
+        for i in range(min(len(sizes), len(x.shape))):
+            here = build.size(x.shape[i], dtypes.i32)
+            sizes[i] = build.where(do("eq", sizes[i], 0), here, sizes[i])
+    rest = build.scalar(-1, dtypes.i32)  # one is -1 itself, or none is asked for
+    for size in sizes:
+        rest = apply("mul", rest, size)
+    inferred = do("div", build.size(product(x.shape), dtypes.i32), do("max", rest, 1))
+    found: list[Size] = []
+    asked = any(v is not None and v[0] == -1 for v in values)
+    for i, size in enumerate(sizes):
+        value = values[i]
+        if value is not None or (i == unknown[-1] and not asked):
+            found.append(-1 if value is None else value[0])
+            continue
+        whole = build.where(do("lt", size, 0), inferred, size)
+        found.append(call.importer.read_size(whole, call.symbol(i)))
+    return found
 
 
 @op("Flatten", attrs="axis")
@@ -116,10 +148,41 @@ def _split(call: Call) -> tuple[Node, ...]:
 
 @op("Slice", 10)
 def _slice(call: Call) -> Node:
-    starts, ends = call.sizes(1, "starts"), call.sizes(2, "ends")
+    starts, ends = call.parts(1), call.parts(2)
     axes = call.ints(3, "axes") if call.get(3) is not None else list(range(len(starts)))
     steps = call.ints(4, "steps") if call.get(4) is not None else [1] * len(starts)
-    return _sliced(call, call[0], starts, ends, axes, steps)
+    x = call[0]
+    for i, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        axis = axis_of(axis, len(x.shape))
+        start, end = (call.importer.folder.values(node[i]) for node in (starts, ends))
+        if start is None or end is None:
+            x = _slice_computed(call, x, axis, starts[i], ends[i], step, i)
+        else:
+            x = _slice_axis(call, x, axis, start[0], end[0], step)
+    return x
+
+
+def _slice_computed(
+    call: Call, x: Node, axis: int, start: Node, end: Node, step: int, number: int
+) -> Node:
+    """Where ends come from the run: how many there are is read back."""
+    if step == 0:
+        raise FormatError("a step of 0", where=call.where)
+    size = build.size(x.shape[axis], dtypes.i32)
+
+    def inside(at: Node, low: int) -> Node:
+        """From the end where negative; in ``0 … size`` forwards, ``-1 … size - 1`` backwards."""
+        near = do("max", do("min", cast(at, dtypes.i64), (1 << 31) - 1), -(1 << 31))
+        whole = cast(near, dtypes.i32)
+        whole = build.where(do("lt", whole, 0), do("max", do("add", whole, size), low), whole)
+        return do("min", whole, size if step > 0 else do("sub", size, 1))
+
+    first, last = inside(start, 0), inside(end, 0 if step > 0 else -1)
+    way = do("sub", last, first) if step > 0 else do("sub", first, last)
+    count = do("div", do("max", do("add", way, abs(step) - 1), 0), abs(step))
+    found = call.importer.read_size(count, call.symbol(number))
+    at = build.along(axis, len(x.shape), found)
+    return build.take_along(x, axis, do("add", do("mul", at, step), first))
 
 
 @op("Slice", 1, 9, attrs="axes starts ends")
@@ -190,14 +253,14 @@ def _settled(size: Size) -> Size:
 
 @op("Expand", 8)
 def _expand(call: Call) -> Node:
-    x, wanted = call[0], call.sizes(1, "the shape's elements")
+    x, wanted = call[0], call.read_sizes(1)
     shape = call.importer.broadcast([x.shape, tuple(wanted)], call.where)
     return build.expand(x, shape)
 
 
 @op("Tile", 6)
 def _tile(call: Call) -> Node:
-    x, repeats = call[0], call.sizes(1, "the repeats")
+    x, repeats = call[0], call.read_sizes(1)
     if all(s == 1 or r == 1 for s, r in zip(x.shape, repeats, strict=True)):
         return build.expand(x, [binary("*", s, r) for s, r in zip(x.shape, repeats, strict=True)])
     inner = [part for s in x.shape for part in (1, s)]
@@ -310,8 +373,11 @@ def _eye_like(call: Call) -> Node:
 
 @op("Range", 11)
 def _range(call: Call) -> Node:
-    a, b, d = (call.numbers(i, "a range's ends")[0] for i in range(3))
     dtype = call[0].dtype
+    known = [call.known(i) for i in range(3)]
+    if None in known:
+        return _range_computed(call)
+    a, b, d = (values[0] for values in known if values is not None)
     if all(isinstance(v, (int, float)) for v in (a, b, d)):
         count: Size = max(0, math.ceil((b - a) / d))
     else:
@@ -323,9 +389,27 @@ def _range(call: Call) -> Node:
     return do("add", scaled, build.reshape(call[0], ()))
 
 
+def _range_computed(call: Call) -> Node:
+    """How many numbers there are is read back."""
+    kind = dtypes.f32 if call[0].dtype.name in ("f16", "bf16") else call[0].dtype
+    a, b, d = (cast(build.reshape(call[i], ()), kind) for i in range(3))
+    way = do("sub", b, a)
+    if kind.kind == "float":
+        count = cast(apply("ceil", do("div", way, d)), dtypes.i32)
+    else:  # division drops what is left: one more where something is
+        whole = do("div", way, d)
+        more = do("lt", do("mul", whole, d), way)
+        less = do("gt", do("mul", whole, d), way)
+        up = build.where(do("gt", d, 0), more, less)
+        count = do("add", cast(whole, dtypes.i32), cast(up, dtypes.i32))
+    found = call.importer.read_size(do("max", count, 0), call.symbol())
+    steps = cast(apply("iota", size=found), kind)
+    return cast(do("add", do("mul", steps, d), a), call[0].dtype)
+
+
 @op("ConstantOfShape", 9, attrs="value")
 def _constant_of_shape(call: Call) -> Node:
-    shape = call.sizes(0, "the shape's elements")
+    shape = call.read_sizes(0)
     tensor = call.attr_tensor("value")
     if tensor is None:
         return build.full(0.0, dtypes.f32, shape)

@@ -176,14 +176,13 @@ def _top_k(call: Call) -> tuple[Node, Node]:
     x = call[0]
     rank = len(x.shape)
     axis = axis_of(call.attr_int("axis", -1), rank)
-    count, wanted = x.shape[axis], call.sizes(1, "k")[0]
+    wanted = call.read_sizes(1)[0]
     places = top(x, axis, wanted, call.attr_bool("largest", True))
     indices = [
         build.along(i, rank, s)
         for i, s in enumerate((*x.shape[:axis], wanted, *x.shape[axis + 1 :]))
     ]
     indices[axis] = places
-    del count
     return build.take(x, *indices), cast(places, dtypes.i64)
 
 
