@@ -17,6 +17,7 @@ from fanlight.importers.onnx.operators import (
     reduction,
     resize,
     sampling,
+    selection,
     signal,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "reduction",
     "resize",
     "sampling",
+    "selection",
     "signal",
 ]
