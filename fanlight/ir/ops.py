@@ -252,7 +252,8 @@ def _gather(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
 
 def _update(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     cache, rows = inputs
-    if cache.shape[1:] != rows.shape[1:] or rows.dtype is not dtypes.f32:
+    fits = rows.dtype is dtypes.f32 or (rows.dtype is cache.dtype and rows.dtype.bytes >= 4)
+    if cache.shape[1:] != rows.shape[1:] or not fits:
         got = type_text(rows.dtype, rows.shape)
         raise GraphError("rows don't fit the cache", where="update", got=got)
     return cache.dtype, cache.shape

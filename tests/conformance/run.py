@@ -14,6 +14,7 @@ from fanlight.importers.onnx import Value, ValuesNeededError, import_model
 from fanlight.inference.session import InferenceSession
 from fanlight.ir.graph import Module
 from fanlight.ir.interpreter import Interpreter, array_of
+from fanlight.shapes import evaluate
 from tests.conformance.cases import Array, Case, compare
 
 BACKENDS = ("interpreter", "wasm", "webgpu")
@@ -102,9 +103,20 @@ def _interpreted(module: Module, case: Case) -> list[Array]:
     feeds: Mapping[str, Any] = {name: _plain(x) for name, x in case.inputs.items()}
     found: dict[str, Array] = {}
     interpreter = Interpreter(weights, {})
+
+    def run(name: str) -> None:
+        if name in module.graphs:
+            turns = {d.dim.name: d for d in module.device_dims if d.state in interpreter.states}
+            now = {n: int(interpreter.states[d.state][d.index]) for n, d in turns.items()}
+            found.update(interpreter.run(module.graphs[name], feeds, {**dims, **now}))
+        for step in module.programs.get(name, ()):
+            for _ in range(evaluate(step.count, dims)):
+                for inner in step.body:
+                    run(inner.program)
+
     for stage in module.metadata.get("stages", [{"program": "main", "reads": {}}]):
         with np.errstate(all="ignore"):
-            found |= interpreter.run(module.graphs[stage["program"]], feeds, dims)
+            run(stage["program"])
         dims |= {dim: int(found[buffer][0]) for dim, buffer in stage["reads"].items()}
     nodes = {n: x for graph in module.graphs.values() for n, x in graph.outputs.items()}
     out = []

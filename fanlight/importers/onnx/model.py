@@ -19,7 +19,7 @@ from fanlight.formats.onnx_values import decode
 from fanlight.importers.onnx import operators  # noqa: F401  fills the table
 from fanlight.importers.onnx.call import Call, Scope
 from fanlight.importers.onnx.registry import OPERATORS, find
-from fanlight.importers.onnx.stages import ReadSize, add_stages
+from fanlight.importers.onnx.stages import ReadSize, Region, add_stages
 from fanlight.ir import build, ops
 from fanlight.ir.fold import MAX_ELEMENTS, Folder
 from fanlight.ir.graph import LEAVES, Module, Node, Shape, WeightSource, topological
@@ -133,6 +133,8 @@ class Importer:
         self.nodes = 0
         self.reads: dict[Node, Size] = {}
         self.read_dims: dict[str, ReadSize] = {}
+        self.regions: list[Region] = []
+        self.looping = False  # whether a loop's body is being imported
 
     def run(self) -> Module:
         graph = self.model.graph
@@ -163,7 +165,7 @@ class Importer:
                 "metadata": dict(self.model.metadata),
             },
         }
-        add_stages(self.module, outputs, list(self.read_dims.values()))
+        add_stages(self.module, outputs, list(self.read_dims.values()), self.regions)
         read = [r.dim for r in self.read_dims.values()]  # behind those that callers give
         self.module.dims = [*(d for d in self.dims.values() if d not in read), *read]
         return self.module
@@ -224,6 +226,8 @@ class Importer:
         if known is not None:
             return int(known[0]) if isinstance(known[0], (int, float)) else known[0]
         if node not in self.reads:
+            if self.looping:
+                raise UnsupportedError("a size that a loop's body computes")
             while name in self.dims:
                 name += "'"
             size = self.known.get(name)

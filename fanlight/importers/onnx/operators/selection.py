@@ -1,16 +1,19 @@
-"""Operators whose results are as long as their inputs' values say: the run reads the length back."""
+"""Operators whose results are as long as their inputs' values say: the run reads that back."""
 
 from __future__ import annotations
 
 from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
+from fanlight.importers.onnx.loops import repeat
 from fanlight.importers.onnx.registry import op
 from fanlight.ir import build
 from fanlight.ir.build import axis_of, cast
 from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
-from fanlight.shapes import Size, ceildiv, maximum, product
+from fanlight.ir.ops import apply
+from fanlight.shapes import Size, binary, ceildiv, maximum, product
 
+_GONE = -3.4e38  # the score of a box that is out
 _RUN = 256  # elements that are summed up together
 
 
@@ -124,3 +127,69 @@ def _unique(call: Call) -> tuple[Node, Node, Node, Node]:
     made = build.take_along(x, axis, index)
     indices, inverse, counts = (cast(value, dtypes.i64) for value in (indices, inverse, counts))
     return made, indices, inverse, counts
+
+
+@op("NonMaxSuppression", 10, attrs="center_point_box")
+def _non_max_suppression(call: Call) -> Node:
+    """Turn by turn the best box that is left, of each class of each image; those that overlap it
+    are out."""
+    boxes, scores = cast(call[0], dtypes.f32), cast(call[1], dtypes.f32)
+    batch, classes, count = scores.shape
+    turns: Size = 0
+    if call.get(2) is not None:
+        turns = binary("min", call.read_sizes(2)[0], count)
+    if turns == 0:
+        return build.full(0, dtypes.i64, (0, 3))
+    limit = build.scalar(0.0, dtypes.f32)
+    if call.get(3) is not None:
+        limit = build.reshape(call[3], ())
+    if call.get(4) is not None:
+        scores = build.where(do("gt", scores, build.reshape(call[4], ())), scores, _GONE)
+    low, high = _corners(boxes, call.attr_bool("center_point_box", False))
+    area = build.reduce("prod", do("sub", high, low), [2], keep=False)  # [B, N]
+    number = build.along(2, 3, count)
+    image = build.along(0, 2, batch)
+
+    def turn(_: Node, states: list[Node]) -> tuple[list[Node], list[Node]]:
+        left = states[0]  # [B, C, N]
+        best = build.reduce("max", left, [2])
+        at = build.where(do("eq", left, best), number, (1 << 31) - 1)
+        chosen = build.reduce("min", at, [2], keep=False)  # [B, C]
+        there = do("gt", build.squeeze(best, [2]), _GONE)
+        here = build.clamp(chosen, count)
+        shared: Node | None = None
+        for axis in range(2):
+            a, b = (
+                build.unsqueeze(build.squeeze(build.part(x, 2, axis, 1), [2]), [1])
+                for x in (low, high)
+            )  # [B, 1, N]
+            first, last = (
+                build.unsqueeze(build.take(x, image, here, axis), [2]) for x in (low, high)
+            )  # [B, C, 1]
+            across = do("max", do("sub", do("min", last, b), do("max", first, a)), 0.0)
+            shared = across if shared is None else apply("mul", shared, across)
+        assert shared is not None
+        own = build.unsqueeze(build.take(area, image, here), [2])
+        union = do("sub", do("add", own, build.unsqueeze(area, [1])), shared)
+        close = do("gt", shared, do("mul", union, limit))
+        out = do("or", close, do("eq", number, build.unsqueeze(chosen, [2])))
+        return [build.where(out, _GONE, left)], [build.where(there, chosen, -1)]
+
+    _, found = repeat(call, turns, [scores], turn)
+    order = build.permute(found, (1, 2, 0))  # [B, C, turns]
+    flat = build.reshape(order, (product(order.shape),))
+    places = places_of(call, do("ge", flat, 0))
+    per_class = build.size(turns, dtypes.i32)
+    kind = do("div", places, per_class)
+    several = build.size(classes, dtypes.i32)
+    columns = [do("div", kind, several), do("mod", kind, several), build.take(flat, places)]
+    return cast(build.concat([build.unsqueeze(c, [1]) for c in columns], 1), dtypes.i64)
+
+
+def _corners(boxes: Node, centred: bool) -> tuple[Node, Node]:
+    """[B, N, 4] → the least and the greatest of both coordinates, [B, N, 2]."""
+    one, other = build.part(boxes, 2, 0, 2), build.part(boxes, 2, 2, 2)
+    if centred:
+        half = do("mul", other, 0.5)
+        return do("sub", one, half), do("add", one, half)
+    return do("min", one, other), do("max", one, other)
