@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: (the turn's number, i32 without axes; states) → new states, and values that are collected
 Body = Callable[[Node, list[Node]], tuple[Sequence[Node], Sequence[Node]]]
+UNROLLED = 16  # turns: fewer are written out, which changes nothing but the number of kernels
 _NARROW = {"f16": dtypes.f32, "bf16": dtypes.f32, "bool": dtypes.i32}
 _NARROW |= dict.fromkeys(("i8", "u8", "i16", "u16"), dtypes.i32)
 

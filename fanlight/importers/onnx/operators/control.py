@@ -1,16 +1,21 @@
-"""If, Loop and Scan, where what they depend on is known while importing; loops are unrolled."""
+"""If, Loop and Scan. Short loops of a known length are unrolled, and those that change shapes."""
 
 from __future__ import annotations
 
 from fanlight import dtypes
+from fanlight.errors import UnsupportedError
 from fanlight.importers.onnx.call import Call
+from fanlight.importers.onnx.loops import UNROLLED, repeat
 from fanlight.importers.onnx.registry import Result, op
 from fanlight.ir import build
 from fanlight.ir.build import axis_of
+from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
 from fanlight.ir.ops import apply
+from fanlight.shapes import Size
 
-MAX_TURNS = 4096
+MAX_TURNS = 4096  # that are unrolled
+_FOR_EVER = 1 << 31  # as exporters write loops that only their condition ends
 
 
 def _body(call: Call, name: str, given: list[Node], turn: str) -> list[Node]:
@@ -39,16 +44,52 @@ def _if(call: Call) -> Result:
 
 @op("Loop", attrs="body")
 def _loop(call: Call) -> Result:
-    count = MAX_TURNS
-    if call.get(0) is not None:
-        first = call.numbers(0, "the number of turns")[0]
-        if not isinstance(first, int):
-            call.fail("a number of turns that depends on free sizes", got=str(first))
-        count = min(first, count + 1)
     go = call.get(1)
     if go is None:
         go = build.scalar(True, dtypes.boolean)
     carried = [x for x in call.inputs[2:] if x is not None]
+    if call.get(0) is None:
+        return _unrolled(call, MAX_TURNS, go, carried)
+    count = call.read_sizes(0)[0]
+    if isinstance(count, int) and not UNROLLED < count < _FOR_EVER:
+        return _unrolled(call, min(count, MAX_TURNS + 1), go, carried)
+    importer = call.importer
+    missing, places = importer.missing.copy(), importer.places.copy()
+    try:
+        return _repeated(call, count, go, carried)
+    except UnsupportedError:
+        if not isinstance(count, int):
+            importer.ask_for(call[0])
+            raise
+        importer.missing, importer.places = missing, places
+        return _unrolled(call, min(count, MAX_TURNS + 1), go, carried)
+
+
+def _repeated(call: Call, count: Size, go: Node, carried: list[Node]) -> Result:
+    """After a condition that ends it, the turns that are left change nothing."""
+    start = [build.reshape(go, ()), build.scalar(0, dtypes.i32), *carried]
+
+    def turn(number: Node, held: list[Node]) -> tuple[list[Node], list[Node]]:
+        live, turns, *values = held
+        given = [build.cast(number, dtypes.i64), live, *values]
+        further, *made = _body(call, "body", given, ".turn")
+        new, collected = made[: len(values)], made[len(values) :]
+        for a, b in zip(new, values, strict=True):
+            if a.shape != b.shape:
+                raise UnsupportedError("a loop that changes the shape of what it carries")
+        kept = [build.where(live, a, b) for a, b in zip(new, values, strict=True)]
+        more = apply("and", live, build.reshape(further, ()))
+        return [more, do("add", turns, build.cast(live, dtypes.i32)), *kept], collected
+
+    _, turns, *results = repeat(call, count, start, turn)
+    scans = results[len(carried) :]
+    if scans:
+        n = call.importer.read_size(turns, call.symbol())
+        scans = [build.part(x, 0, 0, n) for x in scans]
+    return (*results[: len(carried)], *scans)
+
+
+def _unrolled(call: Call, count: int, go: Node, carried: list[Node]) -> Result:
     scans: list[list[Node]] = []
     turn = 0
     while turn < count:
@@ -106,8 +147,29 @@ def _scanned(call: Call, inputs: list[Node], label: str = "") -> tuple[Node, ...
     backward = call.attr_ints("scan_input_directions", call.attr_ints("directions", (0,) * count))
     places = [axis_of(a, len(x.shape)) for a, x in zip(axes, scanned, strict=True)]
     turns = scanned[0].shape[places[0]]
-    if not isinstance(turns, int) or turns > MAX_TURNS:
-        call.fail("a scan over a free size", got=str(turns))
+    out_axes = call.attr_ints("scan_output_axes", (0,) * (call.outputs - len(states)))
+    out_backward = call.attr_ints("scan_output_directions", (0,) * len(out_axes))
+    if not isinstance(turns, int) or turns > UNROLLED:
+        last = do("sub", build.size(turns, dtypes.i32), 1)
+
+        def step(number: Node, held: list[Node]) -> tuple[list[Node], list[Node]]:
+            given = list(held)
+            for x, axis, back in zip(scanned, places, backward, strict=True):
+                at = do("sub", last, number) if back else number
+                at = build.reshape(at, (1,) * len(x.shape))
+                given.append(build.squeeze(build.take_along(x, axis, at), [axis]))
+            made = _body(call, "body", given, label)
+            return made[: len(held)], made[len(held) :]
+
+        found = repeat(call, turns, states, step)
+        rows = []
+        for x, axis, back in zip(found[len(states) :], out_axes, out_backward, strict=True):
+            if back:
+                x = build.take_along(x, 0, do("sub", last, build.along(0, len(x.shape), turns)))
+            order = list(range(1, len(x.shape)))
+            order.insert(axis_of(axis, len(x.shape)), 0)
+            rows.append(build.permute(x, order))
+        return (*found[: len(states)], *rows)
     collected: list[list[Node]] = []
     for turn in range(turns):
         given = list(states)
@@ -119,9 +181,6 @@ def _scanned(call: Call, inputs: list[Node], label: str = "") -> tuple[Node, ...
         collected = collected or [[] for _ in new]
         for held, value in zip(collected, new, strict=True):
             held.append(value)
-    count_out = len(collected)
-    out_axes = call.attr_ints("scan_output_axes", (0,) * count_out)
-    out_backward = call.attr_ints("scan_output_directions", (0,) * count_out)
     results = []
     for held, axis, back in zip(collected, out_axes, out_backward, strict=True):
         rows = held[::-1] if back else held
