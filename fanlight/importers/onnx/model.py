@@ -18,6 +18,7 @@ from fanlight.formats import onnx_model as onnx
 from fanlight.formats.onnx_values import decode
 from fanlight.importers.onnx import operators  # noqa: F401  fills the table
 from fanlight.importers.onnx.call import Call, Scope
+from fanlight.importers.onnx.order import in_order
 from fanlight.importers.onnx.registry import OPERATORS, find
 from fanlight.importers.onnx.stages import ReadSize, Region, add_stages
 from fanlight.ir import build, ops
@@ -269,7 +270,7 @@ class Importer:
     # --- nodes
 
     def _walk(self, nodes: Sequence[onnx.Node], scope: Scope) -> None:
-        for node in nodes:
+        for node in in_order(nodes):
             self.nodes += 1
             if self.nodes > MAX_NODES:
                 raise UnsupportedError("too many nodes", wanted=f"at most {MAX_NODES}")

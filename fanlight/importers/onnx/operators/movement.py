@@ -13,7 +13,7 @@ from fanlight.ir.build import axis_of, cast
 from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
 from fanlight.ir.ops import apply
-from fanlight.shapes import Size, binary, product
+from fanlight.shapes import Size, binary, dims_of, product
 
 
 @op("Shape", attrs="start end")
@@ -41,7 +41,8 @@ def _reshape(call: Call) -> Node:
     if -1 in shape:
         at = shape.index(-1)
         rest = product([s for i, s in enumerate(shape) if i != at])
-        rest = rest if isinstance(rest, int) else binary("max", rest, 1)
+        if any(dim.least == 0 for dim in dims_of(rest)):
+            rest = binary("max", rest, 1)
         shape[at] = 0 if rest == 0 else binary("//", product(x.shape), rest)
     elif product(x.shape) != product(shape):
         call.same(product(x.shape), product(shape), "number of elements")
