@@ -6,6 +6,8 @@ has code for them.
 
     dot         a […, M, K], b […, K, N] → their matrix products, as numpy.matmul: leading axes
                 broadcast; of any one number type
+    dot_integer a [..., M, K] and b [..., K, N] of 8 bits, zero points za (one i32) and zb (one i32,
+                or N) → (a - za) @ (b - zb), i32
     project     x, g, w1 … wn → the products of rms_norm(x, g) with each w, side by side
     swiglu      x, g, w, u → silu(h @ wᵀ) * (h @ uᵀ), h = rms_norm(x, g)
     matmul_add  x, w, r → r + x @ wᵀ
@@ -21,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fanlight import dtypes
 from fanlight.errors import GraphError
 from fanlight.ir.graph import Node, type_text
 from fanlight.ir.ops import apply
@@ -52,6 +55,18 @@ def _dot(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
     products = apply("mul", left, right)
     axis = len(products.shape) - 1
     return Definition(apply("reduce_sum", products, axes=(axis,), keep=False))
+
+
+def _dot_integer(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    a, b, za, zb = inputs
+    for x, zero, most in ((a, za, 1), (b, zb, b.shape[-1] if b.shape else 1)):
+        if x.dtype.name not in ("u8", "i8") or zero.shape not in ((1,), (most,)):
+            got = f"{type_text(x.dtype, x.shape)}, {type_text(zero.dtype, zero.shape)}"
+            raise GraphError("wants 8 bits and zero points", where="dot_integer", got=got)
+    left, right = (
+        apply("sub", apply("cast", x, to=dtypes.i32), zero) for x, zero in ((a, za), (b, zb))
+    )
+    return Definition(apply("dot", left, right))
 
 
 def _project(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
@@ -116,6 +131,7 @@ def _attend_add(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definitio
 
 DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
     "dot": _dot,
+    "dot_integer": _dot_integer,
     "project": _project,
     "swiglu": _swiglu,
     "matmul_add": _matmul_add,

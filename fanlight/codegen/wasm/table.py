@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fanlight.codegen.wasm import argmax, attention, dot, gather, loops, matmul, norm
+from fanlight.codegen.wasm import argmax, attention, dot, dot_integer, gather, loops, matmul, norm
 from fanlight.codegen.wasm.blocks import STORAGE
 from fanlight.dtypes import DType
 from fanlight.ir import composite
@@ -24,6 +24,7 @@ TEMPLATES: dict[str, Entry] = {
     # few barriers, and small steps on every thread, give what fused kernels would (order.py)
     **dict.fromkeys(composite.DEFINITIONS, NotYet("no fused kernel")),
     "dot": Where(dot.fits, dot.rule),
+    "dot_integer": Where(dot_integer.fits, dot_integer.rule),
 }
 
 

@@ -15,7 +15,7 @@ from fanlight.ir.build import axis_of, cast
 from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
 from fanlight.ir.ops import apply
-from fanlight.shapes import Size
+from fanlight.shapes import Size, product
 
 
 def bits_of(dtype: DType) -> int:
@@ -130,20 +130,33 @@ def _less(x: Node, zero: Node | None, rows: bool) -> Node:
 
 @op("MatMulInteger", 10)
 def _matmul_integer(call: Call) -> Node:
-    a = _less(call[0], call.get(2), rows=True)
-    return matmul(call, a, _less(call[1], call.get(3), rows=False))
+    return integer_product(call, call[0], call.get(2), call[1], call.get(3))
+
+
+def integer_product(call: Call, a: Node, za: Node | None, b: Node, zb: Node | None) -> Node:
+    """(a - za) @ (b - zb), i32, of 8-bit integers; zero points as :func:`_less` takes them."""
+    whole = za is None or product(za.shape) == 1
+    by_column = zb is None or product(zb.shape) == 1 or zb.shape == b.shape[-1:]
+    if not (whole and by_column and len(a.shape) > 1 and len(b.shape) == 2):
+        return matmul(call, _less(a, za, rows=True), _less(b, zb, rows=False))
+    call.same(a.shape[-1], b.shape[-2], "the axis that is summed up")
+    zero = build.constant([0], dtypes.i32)
+    points = [
+        zero if z is None else build.reshape(cast(z, dtypes.i32), (product(z.shape),))
+        for z in (za, zb)
+    ]
+    return apply("dot_integer", a, b, *points)
 
 
 @op("QLinearMatMul", 10)
 def _qlinear_matmul(call: Call) -> Node:
     """Inputs a, its scale and zero point, b, the same, and those of the result."""
-    a, b = _less(call[0], call[2], rows=True), _less(call[3], call[5], rows=False)
-    product = cast(matmul(call, a, b), dtypes.f32)
+    total = cast(integer_product(call, call[0], call[2], call[3], call[5]), dtypes.f32)
     scale_a, scale_b = cast(call[1], dtypes.f32), cast(call[4], dtypes.f32)
     if len(scale_a.shape) == 1 and scale_a.shape[0] != 1:
         scale_a = build.unsqueeze(scale_a, [1])
     factor = do("div", do("mul", scale_a, scale_b), cast(call[6], dtypes.f32))
-    return rounded(do("mul", product, factor), cast(call[7], dtypes.f32), call[7].dtype)
+    return rounded(do("mul", total, factor), cast(call[7], dtypes.f32), call[7].dtype)
 
 
 @op("QLinearConv", 10, attrs=f"{ATTRS} group")
