@@ -8,6 +8,9 @@ has code for them.
                 broadcast; of any one number type
     dot_integer a [..., M, K] and b [..., K, N] of 8 bits, zero points za (one i32) and zb (one i32,
                 or N) → (a - za) @ (b - zb), i32
+    dot_shifted a [M, C T] and b [C, L] of 8 bits, zero points za, zb (one i32 each) → (a - za) @
+                (B - zb), i32 [M, count], where row c T + t of B is row c of b, shifted by
+                (t // across) down + (t % across) right elements: a convolution of stride 1
     project     x, g, w1 … wn → the products of rms_norm(x, g) with each w, side by side
     swiglu      x, g, w, u → silu(h @ wᵀ) * (h @ uᵀ), h = rms_norm(x, g)
     matmul_add  x, w, r → r + x @ wᵀ
@@ -26,7 +29,7 @@ from typing import Any
 from fanlight import dtypes
 from fanlight.errors import GraphError
 from fanlight.ir.graph import Node, type_text
-from fanlight.ir.ops import apply
+from fanlight.ir.ops import apply, integers
 from fanlight.shapes import Size
 
 
@@ -67,6 +70,24 @@ def _dot_integer(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definiti
         apply("sub", apply("cast", x, to=dtypes.i32), zero) for x, zero in ((a, za), (b, zb))
     )
     return Definition(apply("dot", left, right))
+
+
+def _dot_shifted(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    a, b, za, zb = inputs
+    taps, across, count = attrs["taps"], attrs["across"], attrs["count"]
+    channels = b.shape[0]
+    place = apply("reshape", apply("iota", size=taps), shape=(taps, 1))
+    wide, tall = (
+        integers([x]) if isinstance(x, int) else apply("size", size=x)
+        for x in (attrs["right"], attrs["down"])
+    )
+    row = integers([across])
+    down = apply("mul", apply("div", place, row), tall)
+    shift = apply("add", down, apply("mul", apply("mod", place, row), wide))
+    at = apply("add", apply("iota", size=count), shift)
+    channel = apply("reshape", apply("iota", size=channels), shape=(channels, 1, 1))
+    rows = apply("reshape", apply("take", b, channel, at), shape=(channels * taps, count))
+    return _dot_integer((a, rows, za, zb), {})
 
 
 def _project(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
@@ -132,6 +153,7 @@ def _attend_add(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definitio
 DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
     "dot": _dot,
     "dot_integer": _dot_integer,
+    "dot_shifted": _dot_shifted,
     "project": _project,
     "swiglu": _swiglu,
     "matmul_add": _matmul_add,

@@ -337,6 +337,13 @@ def _after(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     return node.inputs[number].dtype, node.inputs[number].shape
 
 
+_SHIFTS: dict[str, AttrKind] = {
+    "taps": "int",
+    "across": "int",
+    "down": "size",
+    "right": "size",
+    "count": "size",
+}
 _REDUCE: dict[str, AttrKind] = {"axes": "ints", "keep": "bool"}
 _ATTENTION: dict[str, AttrKind] = {"start": "size", "scale": "float"}
 _ATTEND: dict[str, AttrKind] = {**_ATTENTION, "interleaved": "bool", "eps": "float"}
@@ -375,6 +382,7 @@ _ROWS = (
     Op("attend_add", "composite", -1, _composite("attend_add"), _ATTEND, changes=(1, 2)),
     Op("dot", "composite", 2, _composite("dot")),
     Op("dot_integer", "composite", 4, _composite("dot_integer")),
+    Op("dot_shifted", "composite", 4, _composite("dot_shifted"), _SHIFTS),
     Op("after", "movement", 1, _after, {"input": "int"}),
 )
 

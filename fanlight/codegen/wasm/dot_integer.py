@@ -3,7 +3,8 @@
 Differences fit 16 bits, of which one instruction multiplies eight pairs and adds neighbours up.
 Work is shared out as blocks of rows by panels of 16 columns. Both are copied to the thread's
 scratch as differences, ``_DEPTH`` places of K at a time: rows of a as they are, two rows of b with
-their elements side by side. Sizes are arguments: one kernel serves all shapes.
+their elements side by side. Sizes are arguments: one kernel serves all shapes. ``dot_shifted`` is
+the same but for where a row of b begins.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fanlight.codegen.wasm.values import Local, Value, Writer, i32, i32x4, op, s
 from fanlight.ir.graph import Node
 from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
 from fanlight.kernels.target import Context, Operand
-from fanlight.shapes import Dim, product
+from fanlight.shapes import Dim, Size, product
 
 _TALL, _WIDE = 4, 16  # rows and columns of a tile
 _BLOCK, _DEPTH = 128, 256
@@ -38,16 +39,37 @@ def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
     """One launch. Inputs: a, b, za (one i32), zb (one i32, or N)."""
+    n = inputs[1].shape[1]
+    each = inputs[3].shape != (1,)
+    return [_launch(inputs, output, context, each, (n, 1, 1, 0, 0))]
+
+
+def rule_shifted(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    """One launch. Inputs: a, b, za, zb (one i32 each)."""
+    length = inputs[1].shape[1]
+    shifts = (length, attrs["taps"], attrs["across"], attrs["down"], attrs["right"])
+    return [_launch(inputs, output, context, False, shifts)]
+
+
+def _launch(
+    inputs: list[Operand],
+    output: Operand,
+    context: Context,
+    each: bool,
+    shifts: tuple[Size, Size, Size, Size, Size],
+) -> WasmLaunch:
+    """``shifts``: elements from channel to channel of b, taps of a channel, and where they are."""
     a, b, za, zb = inputs
-    k, n = b.shape
-    each = zb.shape != (1,)
     signed = a.dtype.name == "i8", b.dtype.name == "i8"
     name = f"dot_{a.dtype}_{b.dtype}{'_each' if each else ''}"
-    kernel = WasmKernel(name, 6, 3, _Kernel(*signed, each).emit, (4,), _SCRATCH)
+    kernel = WasmKernel(name, 6, 8, _Kernel(*signed, each).emit, (4,), _SCRATCH)
     threads = Dim(plans.THREADS, "host", context.max_threads)
     scratch = context.scratch(threads * _SCRATCH)
     buffers = (a.buffer, b.buffer, za.buffer, zb.buffer, output.buffer, scratch)
-    return [WasmLaunch(kernel, buffers, (product(a.shape[:-1]), k, n))]
+    sizes = (product(a.shape[:-1]), a.shape[-1], output.shape[-1])
+    return WasmLaunch(kernel, buffers, (*sizes, *shifts))
 
 
 class _Kernel:
@@ -59,7 +81,8 @@ class _Kernel:
 
     def emit(self, function: Function) -> None:
         w = self.w = Writer(function)
-        a, b, za, zb, c, scratch, self.m, self.k, self.n, tid, threads = w.params
+        a, b, za, zb, c, scratch, self.m, self.k, self.n, *shifts, tid, threads = w.params
+        self.length, self.taps, self.across, self.down, self.right = shifts
         panels = w.let(op("i32.div_u", self.n + (_WIDE - 1), _WIDE))
         groups = w.let(op("i32.div_u", self.m + (_BLOCK - 1), _BLOCK))
         begin, end = blocks.share(w, w.let(panels * groups), tid, threads)
@@ -83,7 +106,7 @@ class _Kernel:
             w.set(start, 0)
             with w.function.loop() as again:
                 depth = w.let(_least(self.k - start, _DEPTH, w))
-                self._pack_b(w.let(b + start * self.n + column), depth, wide, partial)
+                self._pack_b(w.let(b + column), start, depth, wide, partial)
                 self._pack_a(w.let(a + first * self.k + start), depth, rows)
                 self._tiles(out, stride, rows, depth, start)
                 w.set(start, start + _DEPTH)
@@ -118,22 +141,35 @@ class _Kernel:
         halves = (op(f"i16x8.extend_{half}_i8x16_{self.b_sign}", held) for half in ("low", "high"))
         return [w.let(op("i16x8.sub", x, z)) for x, z in zip(halves, self.points, strict=True)]
 
-    def _pack_b(self, source: Local, depth: Local, wide: Local, partial: Local) -> None:
+    def _begin(self, number: Value) -> Value:
+        """Where row ``number`` of b begins, from its first element."""
+        w = self.w
+        kept = w.let(number)
+        tap = w.let(op("i32.rem_u", kept, self.taps))
+        down = op("i32.div_u", tap, self.across) * self.down
+        right = op("i32.rem_u", tap, self.across) * self.right
+        return op("i32.div_u", kept, self.taps) * self.length + down + right
+
+    def _pack_b(
+        self, source: Local, start: Local, depth: Local, wide: Local, partial: Local
+    ) -> None:
         w, to, left = self.w, self.w.let(self.panel), self.w.let(depth)
+        number = w.let(start)
         with w.while_(op("i32.gt_s", left, 0)):
-            one = self._row(source, wide, partial)
+            one = self._row(w.let(source + self._begin(number)), wide, partial)
             other = [w.local("v128") for _ in range(2)]
             for local in other:
                 w.set(local, i32x4(0, 0, 0, 0))
             with w.if_(op("i32.gt_s", left, 1)):
-                following = self._row(w.let(source + self.n), wide, partial)
+                place = w.let(source + self._begin(number + 1))
+                following = self._row(place, wide, partial)
                 for local, value in zip(other, following, strict=True):
                     w.set(local, value)
             for v in range(_VECTORS):
                 lanes = [x for i in range(4) for x in _pair(4 * (v % 2) + i)]
                 pairs = shuffle(one[v // 2], other[v // 2], *lanes)
                 w.do("v128.store", to, pairs, offset=16 * v, align=1)
-            w.set(source, source + (self.n << 1))
+            w.set(number, number + 2)
             w.set(to, to + 16 * _VECTORS)
             w.set(left, left - 2)
 

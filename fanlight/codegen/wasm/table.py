@@ -25,6 +25,7 @@ TEMPLATES: dict[str, Entry] = {
     **dict.fromkeys(composite.DEFINITIONS, NotYet("no fused kernel")),
     "dot": Where(dot.fits, dot.rule),
     "dot_integer": Where(dot_integer.fits, dot_integer.rule),
+    "dot_shifted": dot_integer.rule_shifted,
 }
 
 

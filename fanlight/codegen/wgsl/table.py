@@ -10,6 +10,7 @@ from fanlight.codegen.wgsl import (
     attend,
     attention,
     dot,
+    dot_integer,
     fused,
     gather,
     loops,
@@ -37,6 +38,8 @@ TEMPLATES: dict[str, Entry] = {
     "attend": attend.rule,
     "attend_add": attend.rule_add,
     "dot": Where(dot.fits, dot.rule),
+    "dot_integer": Where(dot_integer.fits, dot_integer.rule),
+    "dot_shifted": Where(dot_integer.fits_shifted, dot_integer.rule_shifted),
 }
 
 

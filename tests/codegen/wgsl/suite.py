@@ -119,6 +119,17 @@ def _dots(bench: Bench) -> list[Launch]:
         shape = (3, ROWS, 70) if len(a) == 3 else (2, 3, ROWS, 70)
         held = replace(out, shape=shape)
         launches += bench.op("dot", [left, one if len(b) == 2 else right], held)
+    for signs, width in ((("u8", "i8"), 64), (("i8", "u8"), 7)):
+        a_ = bench.empty(f"bytes.a.{width}", signs[0], (ROWS, width))
+        b_ = bench.empty(f"bytes.b.{width}", signs[1], (width, width))
+        zeros = [bench.empty(f"zero.{n}.{width}", "i32", (n,)) for n in (1, width)]
+        out = bench.empty(f"bytes.y.{width}", "i32", (ROWS, width))
+        launches += bench.op("dot_integer", [a_, b_, *zeros], out)
+    shifts = {"taps": 6, "across": 3, "down": ROWS, "right": 2, "count": ROWS}
+    w, x = bench.empty("shifted.w", "i8", (5, 24)), bench.empty("shifted.x", "u8", (4, 4096))
+    zeros = [bench.empty(f"zero.{name}", "i32", (1,)) for name in "ab"]
+    out = bench.empty("shifted.y", "i32", (5, ROWS))
+    launches += bench.op("dot_shifted", [w, x, *zeros], out, **shifts)
     return launches
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
 from fanlight.importers.onnx.operators.reduction import wide
@@ -11,7 +13,8 @@ from fanlight.ir import build
 from fanlight.ir.build import cast
 from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
-from fanlight.shapes import Size, binary
+from fanlight.ir.ops import apply
+from fanlight.shapes import Size, binary, product
 
 
 def convolve(x: Node, w: Node, over: Windows, groups: int) -> Node:
@@ -67,15 +70,71 @@ def _conv(call: Call) -> Node:
 
 @op("ConvInteger", 10, attrs=f"{ATTRS} group")
 def _conv_integer(call: Call) -> Node:
-    x, w = cast(call[0], dtypes.i32), cast(call[1], dtypes.i32)
-    if call.get(2) is not None:
-        x = do("sub", x, cast(build.reshape(call[2], ()), dtypes.i32))
-    if call.get(3) is not None:
-        zero = cast(call[3], dtypes.i32)
-        shape = (zero.shape[0], *(1,) * (len(w.shape) - 1)) if zero.shape else ()
-        w = do("sub", w, build.reshape(zero, shape))
+    return convolve_integers(call, call[0], call.get(2), call[1], call.get(3))
+
+
+def convolve_integers(call: Call, x: Node, zx: Node | None, w: Node, zw: Node | None) -> Node:
+    """Of 8-bit integers less their zero points, i32; ``zw``: one, or one for each output channel.
+    One image without groups is a product: with shifted rows, or where the kernel goes in steps
+    with the windows' elements put together."""
     over = windows(call, x.shape[2:], kernel_of(call, w))
-    return convolve(x, w, over, call.attr_int("group", 1))
+    groups = call.attr_int("group", 1)
+    one_point = zw is None or product(zw.shape) == 1
+    if x.shape[0] == 1 and groups == 1 and one_point:
+        steps = set(over.strides) != {1} or len(over.kernel) > 2
+        return (_gathered if steps else _shifted)(x, zx, w, zw, over)
+    x, w = cast(x, dtypes.i32), cast(w, dtypes.i32)
+    if zx is not None:
+        x = do("sub", x, cast(build.reshape(zx, ()), dtypes.i32))
+    if zw is not None:
+        zero = cast(zw, dtypes.i32)
+        shape = () if one_point else (zero.shape[0], *(1,) * (len(w.shape) - 1))
+        w = do("sub", w, build.reshape(zero, shape))
+    return convolve(x, w, over, groups)
+
+
+def _points(zw: Node | None, zx: Node | None) -> list[Node]:
+    zero = build.constant([0], dtypes.i32)
+    return [zero if z is None else build.reshape(cast(z, dtypes.i32), (1,)) for z in (zw, zx)]
+
+
+def _gathered(x: Node, zx: Node | None, w: Node, zw: Node | None, over: Windows) -> Node:
+    count, channels, m = len(over.kernel), x.shape[1], w.shape[0]
+    rank = 1 + 2 * count  # channels, the kernel's axes, the result's
+    places, inside = over.places(rank, 1 + count, 1)
+    image = build.reshape(x, (channels, *x.shape[2:]))
+    values = build.take(image, build.along(0, rank, channels), *places)
+    if inside is not None:
+        fill = 0 if zx is None else build.reshape(zx, ())
+        values = build.where(inside, values, fill)
+    flat = (product((channels, *over.kernel)), product(over.out))
+    rows = build.reshape(w, (m, product(w.shape[1:])))
+    made = apply("dot_integer", rows, build.reshape(values, flat), *_points(zw, zx))
+    return build.reshape(made, (1, m, *over.out))
+
+
+def _shifted(x: Node, zx: Node | None, w: Node, zw: Node | None, over: Windows) -> Node:
+    """Of an image whose padded rows lie one behind the other, each tap is a shift. Places at the
+    end of a row, where the kernel would reach into the next one, are made and dropped."""
+    two = len(over.kernel) == 2
+    fill = build.scalar(0, x.dtype) if zx is None else build.reshape(zx, ())
+    padded = build.pad(x, (0, 0, *over.before), (0, 0, *over.after), fill)
+    wide = padded.shape[-1]
+    channels, m = padded.shape[1], w.shape[0]
+    right = over.dilations[-1]
+    down = binary("*", over.dilations[0], wide) if two else 0
+    flat = build.reshape(padded, (channels, product(padded.shape[2:])))
+    count = over.out[-1]
+    if two:
+        flat = build.pad(flat, (0, 0), (0, right * (over.kernel[-1] - 1)), fill)
+        count = binary("*", over.out[0], wide)
+    made = apply(
+        "dot_shifted", build.reshape(w, (m, product(w.shape[1:]))), flat, *_points(zw, zx),
+        taps=math.prod(over.kernel), across=over.kernel[-1], down=down, right=right, count=count,
+    )  # fmt: skip
+    if two:
+        made = build.part(build.reshape(made, (m, over.out[0], wide)), 2, 0, over.out[1])
+    return build.reshape(made, (1, m, *over.out))
 
 
 @op("ConvTranspose", attrs=f"{ATTRS} group output_padding output_shape")

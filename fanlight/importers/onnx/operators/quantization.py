@@ -5,10 +5,10 @@ from __future__ import annotations
 from fanlight import dtypes
 from fanlight.dtypes import DType
 from fanlight.importers.onnx.call import Call
-from fanlight.importers.onnx.operators.convolution import convolve, kernel_of
+from fanlight.importers.onnx.operators.convolution import convolve_integers
 from fanlight.importers.onnx.operators.elementwise import LIMITS, convert
 from fanlight.importers.onnx.operators.linear import matmul
-from fanlight.importers.onnx.operators.windows import ATTRS, windows
+from fanlight.importers.onnx.operators.windows import ATTRS
 from fanlight.importers.onnx.registry import Result, op
 from fanlight.ir import build
 from fanlight.ir.build import axis_of, cast
@@ -162,13 +162,9 @@ def _qlinear_matmul(call: Call) -> Node:
 @op("QLinearConv", 10, attrs=f"{ATTRS} group")
 def _qlinear_conv(call: Call) -> Node:
     """Inputs x, its scale and zero point, w, the same, those of the result, and an i32 bias."""
-    x = do("sub", cast(call[0], dtypes.i32), build.reshape(cast(call[2], dtypes.i32), ()))
-    w, zero, scale = cast(call[3], dtypes.i32), cast(call[5], dtypes.i32), call[4]
+    w, scale = call[3], call[4]
     rank = len(w.shape)
-    many = bool(zero.shape) and zero.shape[0] != 1
-    w = do("sub", w, build.reshape(zero, (zero.shape[0], *(1,) * (rank - 1)) if many else ()))
-    over = windows(call, x.shape[2:], kernel_of(call, w))
-    total = convolve(x, w, over, call.attr_int("group", 1))
+    total = convolve_integers(call, call[0], call[2], w, call[5])
     if call.get(8) is not None:
         total = do("add", total, build.reshape(call[8], (w.shape[0], *(1,) * (rank - 2))))
     many = bool(scale.shape) and scale.shape[0] != 1
