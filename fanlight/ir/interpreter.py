@@ -168,6 +168,21 @@ def _wrapped(np: Any, value: Any, dtype: DType) -> Any:
     return np.where(low >= 1 << bits - 1, low - (1 << bits), low) if dtype.kind == "int" else low
 
 
+def _raw(np: Any, x: Any, dtype: DType) -> bytes:
+    """Little-endian elements, two or four of packed types to a byte."""
+    if dtype.name == "bf16":
+        return bytes((_bf16(np, x).astype("f4").view("u4") >> 16).astype("u2").tobytes())
+    kind = _small(dtype.name) if dtype.name in _SMALL_FLOATS else _NUMPY[dtype.name]
+    whole = x.astype(kind)
+    if dtype.block == 1:
+        return bytes(whole.tobytes())
+    bits = 8 // dtype.block
+    codes = whole.view("u1").reshape(-1) & ((1 << bits) - 1)
+    codes = np.concatenate([codes, np.zeros(-len(codes) % dtype.block, "u1")])
+    shifts = np.arange(0, 8, bits, dtype="u1")
+    return bytes((codes.reshape(-1, dtype.block) << shifts).sum(1).astype("u1").tobytes())
+
+
 def _bf16(np: Any, x: Any) -> Any:
     """The nearest bf16 values, ties to even; NaN stays NaN."""
     bits = x.astype("f4").view("u4")
@@ -331,6 +346,7 @@ MEANINGS: dict[str, Meaning] = {
     "size": lambda np, a, t: np.asarray(t["size"]),
     "iota": lambda np, a, t: np.arange(t["size"]),
     "take": lambda np, a, t: a[0][tuple(a[1:])],
+    "bitcast": lambda np, a, t: array_of(_raw(np, a[0], t["of"]), t["to"], a[0].shape),
     "gather": lambda np, a, t: a[0][a[1]],
     "update": _update,
     "reduce_sum": _reduce("sum"),

@@ -166,6 +166,13 @@ def _cast(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
     return attrs["to"], inputs[0].shape
 
 
+def _bitcast(inputs: tuple[Node, ...], attrs: dict[str, Any]) -> Result:
+    x, to = inputs[0], attrs["to"]
+    if x.dtype is not attrs["of"] or (x.dtype.bytes, x.dtype.block) != (to.bytes, to.block):
+        raise GraphError("another number of bits", where="bitcast", got=to, wanted=x.dtype)
+    return to, x.shape
+
+
 # --- movement
 
 
@@ -356,6 +363,7 @@ _ROWS = (
     Op("constant", "leaf", 0, _constant, {"dtype": "dtype", "shape": "sizes", "data": "bytes"}),
     *(Op(name, "elementwise", n, _elementwise(name)) for name, n in ELEMENTWISE.items()),
     Op("cast", "elementwise", 1, _cast, {"to": "dtype"}),
+    Op("bitcast", "block", 1, _bitcast, {"of": "dtype", "to": "dtype"}),
     Op("reshape", "movement", 1, _reshape, {"shape": "sizes"}),
     Op("permute", "movement", 1, _permute, {"axes": "ints"}),
     Op("expand", "movement", 1, _expand, {"shape": "sizes"}),

@@ -9,6 +9,7 @@ from fanlight.codegen.wasm import argmax, attention, dot, dot_integer, gather, l
 from fanlight.codegen.wasm.blocks import STORAGE
 from fanlight.dtypes import DType
 from fanlight.ir import composite
+from fanlight.kernels import bits
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.kernels.target import Entry, NotYet, Storage, Where, complete
@@ -17,6 +18,7 @@ from fanlight.shapes import Size
 #: ops with templates of their own; every other op is elementwise, movement or reduction
 TEMPLATES: dict[str, Entry] = {
     "matmul": matmul.rule,
+    "bitcast": bits.rule(loops.launch),
     "gather": gather.rule,
     "rms_norm": norm.rule,
     "attention": attention.rule,

@@ -20,6 +20,7 @@ from fanlight.codegen.wgsl import (
 )
 from fanlight.codegen.wgsl.blocks import STORAGE, STORAGE_ON_CPU
 from fanlight.dtypes import DType
+from fanlight.kernels import bits
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
 from fanlight.kernels.target import CPU, Entry, NotYet, Storage, Where, complete
@@ -28,6 +29,7 @@ from fanlight.shapes import Size
 #: ops with templates of their own; every other op is elementwise, movement or reduction
 TEMPLATES: dict[str, Entry] = {
     "matmul": matmul.rule,
+    "bitcast": bits.rule(loops.launch),
     "gather": gather.rule,
     "rms_norm": norm.rule,
     "attention": attention.rule,

@@ -67,3 +67,36 @@ def repeat(call: Call, count: Size, states: Sequence[Node], body: Body) -> list[
     region.next[turn_state] = build.op("add", counter, 1)
     importer.regions.append(region)
     return results
+
+
+def sequence(
+    call: Call, count: Size, states: Sequence[Node], step: Body, backward: bool = False
+) -> tuple[list[Node], list[Node]]:
+    """The states after steps 0 to ``count - 1`` (``backward``: from the last to the first), and
+    what was collected, in the order of the steps' numbers. Short sequences are unrolled."""
+    held = list(states)
+    if isinstance(count, int) and count <= UNROLLED:
+        rows: list[list[Node]] = []
+        for turn in reversed(range(count)) if backward else range(count):
+            new, made = step(build.scalar(turn, dtypes.i32), held)
+            held = list(new)
+            rows.append([build.unsqueeze(x, [0]) for x in made])
+        rows = rows[::-1] if backward else rows
+        return held, [build.concat(parts, 0) for parts in zip(*rows, strict=True)]
+    last = build.op("sub", build.size(count, dtypes.i32), 1)
+
+    def turn_of(number: Node, inner: list[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
+        return step(build.op("sub", last, number) if backward else number, inner)
+
+    found = repeat(call, count, held, turn_of)
+    ends, collected = found[: len(held)], found[len(held) :]
+    if backward:
+        collected = [
+            build.take_along(
+                x,
+                0,
+                build.op("sub", last, build.along(0, len(x.shape), count)),
+            )
+            for x in collected
+        ]
+    return ends, collected

@@ -158,3 +158,38 @@ def rotated(x: Node, cos: Node, sin: Node, turned: int, interleaved: bool) -> No
     else:
         made = build.concat([one, two], 3)
     return made if rest.shape[3] == 0 else build.concat([made, rest], 3)
+
+
+@op(
+    "FlexAttention",
+    domain="ai.onnx.preview",
+    attrs="prob_mod scale score_mod softmax_precision",
+)
+def _flex_attention(call: Call) -> Node:
+    """q [B, H, S, D], k and v [B, G, T, D] → [B, H, S, Dv]; the subgraphs change scores and
+    weights [B, H, S, T]."""
+    q, k, v = call[0], call[1], call[2]
+    depth = q.shape[3]
+    if not isinstance(depth, int):
+        call.fail("heads of a free size")
+    kind = wide(q.dtype)
+    precise = call.attr_dtype("softmax_precision", dtypes.f64 if kind is dtypes.f64 else dtypes.f32)
+    scale = call.attr_float("scale", 0.0) or 1 / math.sqrt(depth)
+    keys, values = (cast(repeated(x, q.shape[1]), kind) for x in (k, v))
+    scores = do("mul", apply("dot", cast(q, kind), build.transpose(keys)), scale)
+    scores = _modified(call, "score_mod", cast(scores, precise))
+    weights = build.softmax(cast(scores, wide(precise)), 3)
+    weights = _modified(call, "prob_mod", cast(weights, precise))
+    return cast(apply("dot", cast(weights, kind), values), q.dtype)
+
+
+def _modified(call: Call, name: str, x: Node) -> Node:
+    """What the subgraph ``name`` makes of ``x``, whose shape and dtype it keeps."""
+    if name not in call.attributes:
+        return x
+    graph = call.attr_graph(name)
+    label = f"{call.node.name or call.node.outputs[0]}.{name}"
+    made = call.importer.subgraph(graph, call.scope, {graph.inputs[0].name: x}, label)
+    if len(made) != 1 or made[0].shape != x.shape or made[0].dtype is not x.dtype:
+        call.fail(f"a {name} that changes the shape or dtype")
+    return made[0]

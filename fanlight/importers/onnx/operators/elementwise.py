@@ -432,6 +432,12 @@ def _cast(call: Call) -> Node:
     return _converted(call, call.attr_dtype("to"))
 
 
+@op("BitCast", 26, attrs="to")
+def _bit_cast(call: Call) -> Node:
+    to = call.attr_dtype("to")
+    return call[0] if to is call[0].dtype else apply("bitcast", call[0], of=call[0].dtype, to=to)
+
+
 @op("CastLike", 15, attrs="saturate round_mode")
 def _cast_like(call: Call) -> Node:
     return _converted(call, call[1].dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
-from fanlight.importers.onnx.loops import UNROLLED, repeat
+from fanlight.importers.onnx.loops import sequence
 from fanlight.importers.onnx.operators.elementwise import softplus
 from fanlight.importers.onnx.operators.reduction import wide
 from fanlight.importers.onnx.registry import Result, op
@@ -16,7 +16,6 @@ from fanlight.ir.build import cast
 from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
 from fanlight.ir.ops import apply
-from fanlight.shapes import Size
 
 Function = Callable[[Node], Node]
 _ATTRS = """activation_alpha activation_beta activations clip direction hidden_size layout
@@ -96,42 +95,18 @@ class _Layer:
 
     def run(self, states: list[Node], backward: bool) -> tuple[Node, list[Node]]:
         """Hidden states [S, B, H], and the states after the last step."""
-        steps = self.x.shape[0]
         given = self.inputs()
-        if not isinstance(steps, int) or steps > UNROLLED:
-            return self._loop(given, steps, states, backward)
-        rows: list[Node] = [states[0]] * steps
-        for turn in range(steps):
-            at = steps - 1 - turn if backward else turn
-            new = self.step(build.squeeze(build.part(given, 0, at, 1), [0]), states)
-            if self.lengths is not None:
-                live = do("gt", build.reshape(self.lengths, (self.lengths.shape[0], 1)), at)
-                new = [build.where(live, a, b) for a, b in zip(new, states, strict=True)]
-                rows[at] = build.where(live, new[0], 0.0)
-            else:
-                rows[at] = new[0]
-            states = new
-        return build.concat([build.unsqueeze(row, [0]) for row in rows], 0), states
-
-    def _loop(
-        self, given: Node, steps: Size, states: list[Node], backward: bool
-    ) -> tuple[Node, list[Node]]:
-        last = do("sub", build.size(steps, dtypes.i32), 1)
         places = [build.along(i, 2, size) for i, size in enumerate(given.shape[1:])]
 
-        def turn(number: Node, held: list[Node]) -> tuple[list[Node], list[Node]]:
-            at = do("sub", last, number) if backward else number
+        def step(at: Node, held: list[Node]) -> tuple[list[Node], list[Node]]:
             new = self.step(build.take(given, at, *places), held)
-            row = new[0]
-            if self.lengths is not None:
-                live = do("gt", build.reshape(self.lengths, (self.lengths.shape[0], 1)), at)
-                new = [build.where(live, a, b) for a, b in zip(new, held, strict=True)]
-                row = build.where(live, row, 0.0)
-            return new, [row]
+            if self.lengths is None:
+                return new, [new[0]]
+            live = do("gt", build.reshape(self.lengths, (self.lengths.shape[0], 1)), at)
+            kept = [build.where(live, a, b) for a, b in zip(new, held, strict=True)]
+            return kept, [build.where(live, new[0], 0.0)]
 
-        *ends, rows = repeat(self.call, steps, states, turn)
-        if backward:
-            rows = build.take_along(rows, 0, do("sub", last, build.along(0, 3, steps)))
+        ends, (rows,) = sequence(self.call, self.x.shape[0], states, step, backward)
         return rows, ends
 
     def step(self, given: Node, states: list[Node]) -> list[Node]:
