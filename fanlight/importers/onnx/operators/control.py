@@ -1,4 +1,5 @@
-"""If, Loop and Scan. Short loops of a known length are unrolled, and those that change shapes."""
+"""If, Loop and Scan. Short loops of a known length are unrolled, and those that change shapes.
+Optional values, of which it is known while importing whether there is one."""
 
 from __future__ import annotations
 
@@ -187,3 +188,21 @@ def _scanned(call: Call, inputs: list[Node], label: str = "") -> tuple[Node, ...
         at = axis_of(axis, len(rows[0].shape) + 1)
         results.append(build.concat([build.unsqueeze(x, [at]) for x in rows], at))
     return (*states, *results)
+
+
+@op("Optional", 15, attrs="type")
+def _optional(call: Call) -> Node:
+    """The tensor itself."""
+    if call.get(0) is None:
+        call.fail("an optional without an element")
+    return call[0]
+
+
+@op("OptionalHasElement", 15)
+def _has_element(call: Call) -> Node:
+    return build.scalar(call.get(0) is not None, dtypes.boolean)
+
+
+@op("OptionalGetElement", 15)
+def _get_element(call: Call) -> Node:
+    return call[0]

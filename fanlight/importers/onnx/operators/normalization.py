@@ -37,16 +37,34 @@ def rms(x: Node, axes: Sequence[int], epsilon: float) -> tuple[Node, Node]:
 
 
 @op("BatchNormalization", 9, attrs="epsilon momentum training_mode")
-def _batch_normalization(call: Call) -> Node:
-    if call.attr_bool("training_mode", False):
-        call.fail("BatchNormalization while training")
+def _batch_normalization(call: Call) -> Result:
+    """While training also the running mean and variance, [C], of which ``momentum`` is kept."""
     x = call[0]
     kind = wide(x.dtype)
     rank = len(x.shape)
     scale, bias, mean, variance = (_per_channel(cast(call[i], kind), rank) for i in range(1, 5))
-    factor = do("mul", scale, apply("rsqrt", do("add", variance, call.attr_float("epsilon", 1e-5))))
-    moved = do("sub", cast(x, kind), mean)
-    return cast(do("add", do("mul", moved, factor), bias), x.dtype)
+    epsilon = call.attr_float("epsilon", 1e-5)
+    if not call.attr_bool("training_mode", False):
+        factor = do("mul", scale, apply("rsqrt", do("add", variance, epsilon)))
+        moved = do("sub", cast(x, kind), mean)
+        return cast(do("add", do("mul", moved, factor), bias), x.dtype)
+    momentum = call.attr_float("momentum", 0.9)
+    axes = [i for i in range(rank) if i != 1]
+    measured = build.mean(cast(x, kind), axes)
+    less = do("sub", cast(x, kind), measured)
+    spread = build.mean(do("mul", less, less), axes)
+    factor = do("mul", scale, apply("rsqrt", do("add", spread, epsilon)))
+    running = [
+        _kept(call[number], new, momentum) for number, new in ((3, measured), (4, spread))
+    ]
+    return cast(do("add", do("mul", less, factor), bias), x.dtype), *running
+
+
+def _kept(old: Node, new: Node, momentum: float) -> Node:
+    """[C]: ``momentum`` of ``old``, the rest of ``new`` [1, C, 1, …]."""
+    new = build.reshape(new, old.shape)
+    share = do("mul", new, 1.0 - momentum)
+    return cast(do("add", do("mul", cast(old, new.dtype), momentum), share), old.dtype)
 
 
 @op("InstanceNormalization", 6, attrs="epsilon")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
+from fanlight.importers.onnx.operators.indexing import scatter
 from fanlight.importers.onnx.operators.reduction import wide
 from fanlight.importers.onnx.operators.windows import ATTRS, Windows, windows
 from fanlight.importers.onnx.registry import op
@@ -12,7 +13,7 @@ from fanlight.ir.build import cast
 from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
 from fanlight.ir.ops import apply
-from fanlight.shapes import product
+from fanlight.shapes import binary, product
 
 _LOWEST = {"f32": float("-inf"), "f64": float("-inf"), "f16": float("-inf"), "i8": -128, "u8": 0}
 _LOWEST |= {"bf16": float("-inf"), "i32": -(1 << 31), "i64": -(1 << 63)}
@@ -116,6 +117,28 @@ def _norm(values: Node, axes: list[int], p: int, keep: bool) -> Node:
     powers = size if p == 1 else do("mul", size, size) if p == 2 else do("pow", size, float(p))
     total = build.reduce("sum", powers, axes, keep)
     return total if p == 1 else apply("sqrt", total) if p == 2 else do("pow", total, 1 / p)
+
+
+@op("MaxUnpool", 9, attrs="kernel_shape pads strides")
+def _max_unpool(call: Call) -> Node:
+    """Elements of x [N, C, *S] at their places in [N, C, *O], counted through all of it; zeros
+    elsewhere, and around it where a larger shape is given."""
+    x = call[0]
+    kernel = call.attr_ints("kernel_shape")
+    count = len(kernel)
+    strides = call.attr_ints("strides", (1,) * count)
+    pads = call.attr_ints("pads", (0,) * (2 * count))
+    inferred = [
+        (size - 1) * strides[i] - (pads[i] + pads[i + count]) + kernel[i]
+        for i, size in enumerate(x.shape[2:])
+    ]
+    shape = (*x.shape[:2], *inferred)
+    made = scatter(call, build.full(0, x.dtype, shape), cast(call[1], dtypes.i32), x, "none")
+    if call.get(2) is None:
+        return made
+    wanted = call.sizes(2, "the output's shape")
+    after = [binary("-", a, b) for a, b in zip(wanted, shape, strict=True)]
+    return build.pad(made, [0] * len(shape), after)
 
 
 def _spatial(x: Node) -> list[int]:

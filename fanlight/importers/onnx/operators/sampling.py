@@ -67,12 +67,17 @@ def _grid_sample(call: Call) -> Node:
         if mode == "nearest":
             taps.append([(apply("round", at), None)])
         elif mode == "linear":
-            base = apply("floor", at)
-            part = do("sub", at, base)
-            taps.append([(base, do("sub", 1.0, part)), (do("add", base, 1.0), part)])
+            taps.append(linear_taps(at))
         else:
             call.fail("a mode", got=mode)
-    return cast(_gathered(cast(x, kind), taps, padding, aligned), x.dtype)
+    return cast(gathered(cast(x, kind), taps, padding, aligned), x.dtype)
+
+
+def linear_taps(at: Node) -> list[tuple[Node, Node | None]]:
+    """Two neighbours and their weights."""
+    base = apply("floor", at)
+    part = do("sub", at, base)
+    return [(base, do("sub", 1.0, part)), (do("add", base, 1.0), part)]
 
 
 def _cubic_taps(at: Node) -> list[tuple[Node, Node | None]]:
@@ -92,18 +97,19 @@ def _cubic_taps(at: Node) -> list[tuple[Node, Node | None]]:
     return found
 
 
-def _gathered(
+def gathered(
     x: Node, taps: list[list[tuple[Node, Node | None]]], padding: str, aligned: bool
 ) -> Node:
-    """The sum over all combinations of neighbours along the axes."""
+    """The sum over all combinations of neighbours along the last axes of x."""
     rank = len(taps[0][0][0].shape)
+    lead = len(x.shape) - len(taps)
     total: Node | None = None
     for corner in itertools.product(*taps):
         weight: Node | None = None
         inside: Node | None = None
-        indices = [build.along(0, rank, x.shape[0]), build.along(1, rank, x.shape[1])]
+        indices = [build.along(i, rank, x.shape[i]) for i in range(lead)]
         for i, (at, factor) in enumerate(corner):
-            size = x.shape[2 + i]
+            size = x.shape[lead + i]
             if padding == "reflection":
                 at = _reflected(at, size, aligned)
                 at = apply("round", at)
