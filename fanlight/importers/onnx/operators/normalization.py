@@ -54,9 +54,7 @@ def _batch_normalization(call: Call) -> Result:
     less = do("sub", cast(x, kind), measured)
     spread = build.mean(do("mul", less, less), axes)
     factor = do("mul", scale, apply("rsqrt", do("add", spread, epsilon)))
-    running = [
-        _kept(call[number], new, momentum) for number, new in ((3, measured), (4, spread))
-    ]
+    running = [_kept(call[number], new, momentum) for number, new in ((3, measured), (4, spread))]
     return cast(do("add", do("mul", less, factor), bias), x.dtype), *running
 
 
