@@ -50,10 +50,13 @@ BACKENDS = ("chromium-wasm", "chromium-webgpu", "ort-web-wasm", "ort-web-webgpu"
 SCRIPT = "<script type=module src=/tests/conformance/page.js></script>"
 PAGE = f"<!doctype html><title>cases</title>{SCRIPT}"
 SECONDS = 60.0  # that a case may take
+SHOW = 200  # cases between two lines of progress
 #: what onnxruntime-web says where it has no code for an operator, an attribute, an opset or a type
 UNKNOWN = (
     "Could not find an implementation for",
     "Failed to find kernel for",
+    "!node_provider_type.empty() was false",  # no provider has a kernel
+    "No Op registered for",
     "Unrecognized attribute:",
     "unsupported data type:",
     "unsupported type:",
@@ -82,19 +85,19 @@ def app() -> Starlette:
 
 
 class Lab:
-    """One page of one browser on one backend; async context manager."""
+    """One page of one browser on one backend; async context manager. ``page``: the one now."""
 
     def __init__(self, base: str, backend: str) -> None:
         family, provider = backend.rsplit("-", 1)
         self._base, self._engine = base, "ort" if family == "ort-web" else "fanlight"
         self._provider: Literal["webgpu", "wasm"] = "webgpu" if provider == "webgpu" else "wasm"
         self._browser = AsyncExitStack()
-        self._page: Page | None = None
+        self.page: Page | None = None
         self._used = False
         self._info: BackendInfo | None = None
 
     async def __aenter__(self) -> Self:
-        await self._new_browser()
+        await self.fresh_browser()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -111,11 +114,11 @@ class Lab:
         try:
             reply = await self._run(fields)
             if _failed(reply) and self._used:
-                await self._new_page()
+                await self.fresh_page()
                 reply = await self._run(fields)
         except (TimeoutError, BrowserError) as error:
-            print(f"a new browser after {case.name}", file=sys.stderr)
-            await self._new_browser()
+            print(f"a new browser after {case.name}", file=sys.stderr, flush=True)
+            await self.fresh_browser()
             return "failed", f"{type(error).__name__}: {str(error) or f'{SECONDS:.0f} s'}"
         self._used = True
         if "outputs" in reply:
@@ -123,13 +126,13 @@ class Lab:
             narrow = self._engine == "fanlight" and self._provider == "webgpu"
             return judged(case, got, narrow=narrow)
         if _failed(reply):
-            await self._new_page()
+            await self.fresh_page()
         why = "{stage}: {code}: {message}".format_map(reply["error"])
         return ("failed" if _failed(reply) else "unsupported"), why
 
     async def _run(self, fields: dict[str, Any]) -> dict[str, Any]:
-        assert self._page is not None
-        running = self._page.evaluate("(fields) => engine.run(fields)", fields)
+        assert self.page is not None
+        running = self.page.evaluate("(fields) => engine.run(fields)", fields)
         reply: dict[str, Any] = await asyncio.wait_for(running, SECONDS)
         return reply
 
@@ -148,23 +151,23 @@ class Lab:
             "feeds": feeds,
         }
 
-    async def _new_page(self) -> None:
-        if self._page is not None:
-            await self._page.close()
-        self._page, self._used = await self._context.new_page(), False
-        await self._page.goto(self._base)
-        await self._page.wait_for_function("() => globalThis.engines")
-        found = await self._page.evaluate(
+    async def fresh_page(self) -> None:
+        if self.page is not None:
+            await self.page.close()
+        self.page, self._used = await self._context.new_page(), False
+        await self.page.goto(self._base)
+        await self.page.wait_for_function("() => globalThis.engines")
+        found = await self.page.evaluate(
             "([name, provider]) => (globalThis.engine = engines[name](provider)).probe()",
             [self._engine, self._provider],
         )
         self._info = pyodide.offers(found, self._provider)[0] if found else None
 
-    async def _new_browser(self) -> None:
+    async def fresh_browser(self) -> None:
         await self._browser.aclose()
-        self._page = None
+        self.page = None
         self._context = await self._browser.enter_async_context(chromium.launch())
-        await self._new_page()
+        await self.fresh_page()
 
 
 async def _compiled(
@@ -214,6 +217,11 @@ def run(backend: str, names: list[str]) -> list[tuple[str, str, str]]:
 
 
 async def _run_all(backend: str, found: list[Case]) -> list[tuple[str, str, str]]:
+    done = []
     with serving(app()) as base:
         async with Lab(base, backend) as lab:
-            return [(case.name, *await lab.outcome(case)) for case in found]
+            for number, case in enumerate(found):
+                if number % SHOW == 0:
+                    print(f"{backend}: {number} of {len(found)}", file=sys.stderr, flush=True)
+                done.append((case.name, *await lab.outcome(case)))
+    return done
