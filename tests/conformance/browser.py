@@ -57,6 +57,7 @@ UNKNOWN = (
     "Failed to find kernel for",
     "!node_provider_type.empty() was false",  # no provider has a kernel
     "No Op registered for",
+    "is not currently registered or supported",
     "Unrecognized attribute:",
     "unsupported data type:",
     "unsupported type:",
