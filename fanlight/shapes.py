@@ -10,7 +10,8 @@ JSON form (the plan's): an int is itself, a dim its name, an operation ``[op, a,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, Union
 
 from fanlight.errors import PlanError
@@ -68,7 +69,7 @@ class Dim(Expr):
     name: str
     kind: DimKind
     max: int
-    least: int = field(default=1, compare=False)
+    least: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -96,6 +97,11 @@ def binary(op: str, a: Size, b: Size) -> Size:
         return OPS[op](a, b)
     if isinstance(a, Dim) and isinstance(b, int) and b > 1:  # as most are: in that form already
         return Operation(op, a, b)
+    return _simplest(op, a, b)
+
+
+@lru_cache(1 << 13)  # a model's sizes are few, and asked for thousands of times while compiling
+def _simplest(op: str, a: Size, b: Size) -> Size:
     if op in ("max", "min"):
         if isinstance(a, int):
             a, b = b, a  # constants on the right

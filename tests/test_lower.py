@@ -208,6 +208,11 @@ def test_a_chain_is_one_kernel() -> None:
     assert _launch_names(Graph("g", {"y": apply("mul", y, _x())})) == ["mul"]
 
 
+def test_what_has_no_elements_is_no_kernel() -> None:
+    y = apply("tanh", ops.input_("x", dtypes.f32, (3, 0, 4)))
+    assert _launch_names(Graph("g", {"y": y})) == []
+
+
 def test_a_value_of_two_users_is_computed_once() -> None:
     y = apply("tanh", _x())
     assert _launch_names(Graph("g", {"y": apply("mul", y, apply("neg", y))})) == ["tanh", "mul"]

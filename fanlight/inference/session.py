@@ -23,7 +23,7 @@ from fanlight.inference.signature import TensorInfo, signature_of
 from fanlight.inference.tensor import Tensor, as_tensor, dtype_of, nbytes
 from fanlight.ir.graph import Module
 from fanlight.plan import LOAD_DIMS, THREADS, Plan
-from fanlight.runtime.backend import Backend, Device, choose
+from fanlight.runtime.backend import BackendInfo, Device, choose
 from fanlight.runtime.session import File, Held, ProgressCallback, Session, SessionInfo
 
 PROVIDERS = ("webgpu", "wasm")
@@ -75,7 +75,7 @@ class InferenceSession:
         self._signature = signature_of(plan)
         self._buffers = {b.name: b for b in plan.buffers}
         self._bounded = any(spec.bound is not None for spec in plan.dims)
-        self._stages = plan.metadata.get("stages", [{"program": "main", "reads": {}}])
+        self._stages = stages_of(plan)
         self._turn = asyncio.Lock()
         self._disposed = False
         self.inputs, self.outputs = self._signature.inputs, self._signature.outputs
@@ -131,7 +131,7 @@ class InferenceSession:
             if backend.info.target in failed:
                 continue
             try:
-                plan = compile_for(module, backend)
+                plan = compile_for(module, backend.info)
                 signature_of(plan)  # complains before anything is loaded
             except UnsupportedError as error:
                 failed[backend.info.target] = error
@@ -209,22 +209,7 @@ class InferenceSession:
         from fanlight.runtime import pyodide
 
         assert isinstance(self._session, pyodide.RemoteSession)
-        dims = [spec.dim for spec in self._plan.dims if spec.dim.kind == "host"]
-        return {
-            "handle": self._session.handle,
-            "inputs": [self._info(info) for info in self.inputs],
-            "outputs": [self._info(info) for info in self.outputs],
-            "maxima": {dim.name: dim.max for dim in dims if dim.name not in _RESERVED},
-            "bounded": self._bounded,
-            "stages": self._stages,
-            "metadata": dict(self.metadata),
-        }
-
-    def _info(self, info: TensorInfo) -> dict[str, Any]:
-        sizes = [shapes.to_json(size) for size in info.sizes]
-        row = {"name": info.name, "type": info.dtype, "shape": list(info.shape)}
-        buffer = info.buffer if info.buffer in self._buffers else None
-        return {**row, "sizes": sizes, "buffer": buffer}
+        return {"handle": self._session.handle, **description(self._plan)}
 
     async def dispose(self) -> None:
         """Gives all memory back, after the run in progress. The session can't be used any more."""
@@ -279,9 +264,36 @@ def _content(tensor: Tensor | DeviceTensor) -> bytes | Held:
     return tensor.held if isinstance(tensor, DeviceTensor) else bytes(tensor.data)
 
 
-def compile_for(module: Module, backend: Backend) -> Plan:
+def stages_of(plan: Plan) -> list[dict[str, Any]]:
+    """The programs of a run in order, each with the outputs to read sizes from: dim → name."""
+    stages: list[dict[str, Any]] = plan.metadata.get("stages", [{"program": "main", "reads": {}}])
+    return stages
+
+
+def description(plan: Plan) -> dict[str, Any]:
+    """What ``web/inference.js`` has to know of an ONNX model's plan to run it, as JSON values."""
+    signature = signature_of(plan)
+    buffers = {buffer.name for buffer in plan.buffers}
+
+    def row(info: TensorInfo) -> dict[str, Any]:
+        sizes = [shapes.to_json(size) for size in info.sizes]
+        buffer = info.buffer if info.buffer in buffers else None
+        fields = {"name": info.name, "type": info.dtype, "shape": list(info.shape)}
+        return {**fields, "sizes": sizes, "buffer": buffer}
+
+    dims = [spec.dim for spec in plan.dims if spec.dim.kind == "host"]
+    return {
+        "inputs": [row(info) for info in signature.inputs],
+        "outputs": [row(info) for info in signature.outputs],
+        "maxima": {dim.name: dim.max for dim in dims if dim.name not in _RESERVED},
+        "bounded": any(spec.bound is not None for spec in plan.dims),
+        "stages": stages_of(plan),
+        "metadata": dict(plan.metadata.get("model", {})),
+    }
+
+
+def compile_for(module: Module, info: BackendInfo) -> Plan:
     """The plan of an imported model for a device. Raises UnsupportedError, GraphError."""
-    info = backend.info
     return compile_module(module, CompileOptions(info.target, info.features, info.max_binding))
 
 

@@ -323,6 +323,8 @@ class _Lowering:
         offset: Expr,
         name: str,
     ) -> None:
+        if product(shape) == 0:
+            return  # nothing to write; and text that divides by such a size is invalid WGSL
         inputs = tuple(kernel.dtypes)
         key = repr((shape, inputs, dtype.name, value, offset)).encode()
         digest = hashlib.blake2s(key, digest_size=6).hexdigest()

@@ -16,8 +16,8 @@ from functools import cache
 
 from fanlight.ir.graph import Graph, Node
 from fanlight.ir.ops import apply
+from fanlight.ir.rewrite import Build, New, Users, rewrite
 from fanlight.passes.project import weight_of
-from fanlight.passes.rewrite import Build, New, Users, rewrite
 
 
 @dataclass(frozen=True, slots=True)

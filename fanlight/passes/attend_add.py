@@ -12,7 +12,7 @@ from functools import cache
 
 from fanlight.ir.graph import LEAVES, Graph, Node
 from fanlight.ir.ops import apply
-from fanlight.passes.rewrite import Build, New, Users, rewrite
+from fanlight.ir.rewrite import Build, New, Users, rewrite
 
 
 def run(graph: Graph) -> Graph:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fanlight.ir.composite import define
 from fanlight.ir.graph import Graph, Node
 from fanlight.ir.ops import OPS
-from fanlight.passes.rewrite import Build, New, rewrite
+from fanlight.ir.rewrite import Build, New, rewrite
 
 
 def run(graph: Graph, runs: Callable[[Node], bool]) -> Graph:

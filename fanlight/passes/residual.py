@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fanlight.ir.graph import Graph, Node
 from fanlight.ir.ops import apply
-from fanlight.passes.rewrite import Build, New, Users, rewrite
+from fanlight.ir.rewrite import Build, New, Users, rewrite
 
 
 def run(graph: Graph) -> Graph:

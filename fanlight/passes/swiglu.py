@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from fanlight.ir.graph import Graph, Node
 from fanlight.ir.ops import apply
+from fanlight.ir.rewrite import Build, New, Users, rewrite
 from fanlight.passes.project import weight_of
-from fanlight.passes.rewrite import Build, New, Users, rewrite
 
 
 def run(graph: Graph) -> Graph:

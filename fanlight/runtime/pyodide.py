@@ -35,23 +35,37 @@ async def backends(
     Raises DeviceError."""
     executor = Executor()
     found = await executor.ask("probe", {"device": device})
-    gpu = found.webgpu
+    infos = offers(found.to_py(), device, relaxed_simd=relaxed_simd)
+    return [_Backend(executor, info) for info in infos]
+
+
+def offers(
+    found: Mapping[str, Any],
+    device: Literal["auto", "webgpu", "wasm"],
+    *,
+    relaxed_simd: bool = False,
+) -> list[BackendInfo]:
+    """As :func:`backends`. ``found``: the executor's reply to ``probe``. Raises DeviceError."""
+    gpu = found["webgpu"]
     if device == "webgpu" and not gpu:
         raise DeviceError(
             "this browser offers no WebGPU",
             hint="Choose the device wasm, or turn on graphics acceleration in the browser's "
             "settings and reload.",
         )
-    made: list[Backend] = []
-    if gpu and (device == "webgpu" or (device == "auto" and not gpu.fallback)):
-        features = frozenset(gpu.features.to_py()) & frozenset(FEATURES)
-        features |= {CPU} if gpu.fallback else set()
-        binding = int(gpu.limits.maxStorageBufferBindingSize)
-        made.append(_Backend(executor, BackendInfo("webgpu", features, binding, str(gpu.name))))
+    made: list[BackendInfo] = []
+    if gpu and (device == "webgpu" or (device == "auto" and not gpu["fallback"])):
+        features = frozenset(gpu["features"]) & frozenset(FEATURES)
+        features |= {CPU} if gpu["fallback"] else set()
+        binding = int(gpu["limits"]["maxStorageBufferBindingSize"])
+        made.append(BackendInfo("webgpu", features, binding, str(gpu["name"])))
     if device != "webgpu":
-        offered = {"threads": found.threads, "relaxed-simd": found.relaxed_simd and relaxed_simd}
-        names = frozenset(name for name, there in offered.items() if there)
-        made.append(_Backend(executor, BackendInfo("wasm", names, _MEMORY, "WebAssembly")))
+        given = {
+            "threads": found["threads"],
+            "relaxed-simd": found["relaxed_simd"] and relaxed_simd,
+        }
+        names = frozenset(name for name, there in given.items() if there)
+        made.append(BackendInfo("wasm", names, _MEMORY, "WebAssembly"))
     return made
 
 

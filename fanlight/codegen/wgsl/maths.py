@@ -34,7 +34,8 @@ _TEXT: dict[str, tuple[str, tuple[str, ...]]] = {
     "fl_log": (
         """fn fl_log(x: f32) -> f32 {
   let bits = bitcast<u32>(x);
-  // zero, subnormal, infinite, negative
+  if (bits << 1u == 0u) { return -bitcast<f32>(infinity_bits); } // devices' own may be finite
+  // subnormal, infinite, negative
   if (bits < 0x00800000u || bits >= 0x7f800000u) { return log(x); }
   let shifted = bits - 0x3f3504f3u; // exponent such that m is in [sqrt(1/2), sqrt(2))
   let e = f32(bitcast<i32>(shifted) >> 23u);

@@ -24,7 +24,7 @@ from fanlight.ir.graph import (
     dims_in,
     topological,
 )
-from fanlight.passes.rewrite import Build, New, rewrite
+from fanlight.ir.rewrite import Build, New, rewrite
 from fanlight.plan import Call, Loop
 from fanlight.shapes import Dim, Size, dims_of
 

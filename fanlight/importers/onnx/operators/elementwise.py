@@ -417,7 +417,9 @@ LIMITS |= {"f4e2m1": 6.0}
 
 def _power_of_two(x: Node, saturate: bool, mode: str) -> Node:
     if saturate:
-        inside = do("max", do("min", x, 2.0**127), 2.0**-127)
+        # not a maximum: devices may flush its result, a number below f32's normal ones, to zero
+        low = do("le", x, 2.0**-127)
+        inside = build.where(low, 2.0**-127, do("min", x, 2.0**127))
         x = build.where(apply("isnan", x), x, inside)
     near = cast(apply("cast", x, to=dtypes.DTYPES["f8e8m0"]), dtypes.f32)
     if mode == "up":
