@@ -49,8 +49,8 @@ class CompileOptions:
     ``threads``.
 
     ``max_binding``: bytes that one storage binding may have; larger weights are split by rows.
-    ``dump``: called with (stage, text) for each graph after each stage; ``verify``: check between
-    stages.
+    ``profile``: steps can be run one by one. ``dump``: called with (stage, text) for each graph
+    after each stage; ``verify``: check between stages.
     """
 
     target: Literal["webgpu", "wasm"]
@@ -58,6 +58,7 @@ class CompileOptions:
     max_binding: int = 128 << 20
     max_threads: int = 16
     verify: bool = True
+    profile: bool = False
     dump: Callable[[str, str], None] | None = field(default=None, compare=False)
 
 
@@ -329,7 +330,8 @@ class _Compilation:
         if self.options.target == "wasm":
             from fanlight.codegen.wasm import link as wasm_link
 
-            plan = wasm_link.link(plan, list(self.wasm_kernels.values()), self.options.features)
+            kernels = list(self.wasm_kernels.values())
+            plan = wasm_link.link(plan, kernels, self.options.features, self.options.profile)
         if self.options.verify:
             plans.verify(plan)
         return plan

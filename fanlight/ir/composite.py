@@ -6,6 +6,8 @@ has code for them.
 
     dot         a […, M, K], b […, K, N] → their matrix products, as numpy.matmul: leading axes
                 broadcast; of any one number type
+    dot_stored  a f32 […, M, K], b as it is stored: f32, f16, bf16, i8 or u8, […, K, N] or, where
+                ``turned``, […, N, K] → a @ (b - zero), f32
     dot_integer a [..., M, K] and b [..., K, N] of 8 bits, zero points za (one i32) and zb (one i32,
                 or N) → (a - za) @ (b - zb), i32
     dot_shifted a [M, C T] and b [C, L] of 8 bits, zero points za, zb (one i32 each) → (a - za) @
@@ -58,6 +60,21 @@ def _dot(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
     products = apply("mul", left, right)
     axis = len(products.shape) - 1
     return Definition(apply("reduce_sum", products, axes=(axis,), keep=False))
+
+
+def _dot_stored(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
+    a, b = inputs
+    if a.dtype is not dtypes.f32 or b.dtype.name not in ("f32", "f16", "bf16", "i8", "u8"):
+        got = f"{a.dtype} and {b.dtype}"
+        raise GraphError("wants f32, and up to 32 bits", where="dot_stored", got=got)
+    rank = len(b.shape)
+    if attrs["turned"]:
+        b = apply("permute", b, axes=(*range(rank - 2), rank - 1, rank - 2))
+    if attrs["zero"]:
+        b = apply("sub", apply("cast", b, to=dtypes.i32), integers([attrs["zero"]]))
+    if b.dtype is not dtypes.f32:
+        b = apply("cast", b, to=dtypes.f32)
+    return Definition(apply("dot", a, b))
 
 
 def _dot_integer(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
@@ -152,6 +169,7 @@ def _attend_add(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definitio
 
 DEFINITIONS: dict[str, Callable[[tuple[Node, ...], Mapping[str, Any]], Definition]] = {
     "dot": _dot,
+    "dot_stored": _dot_stored,
     "dot_integer": _dot_integer,
     "dot_shifted": _dot_shifted,
     "project": _project,

@@ -389,6 +389,7 @@ _ROWS = (
     Op("attend", "composite", -1, _composite("attend"), _ATTEND, changes=(1, 2)),
     Op("attend_add", "composite", -1, _composite("attend_add"), _ATTEND, changes=(1, 2)),
     Op("dot", "composite", 2, _composite("dot")),
+    Op("dot_stored", "composite", 2, _composite("dot_stored"), {"turned": "bool", "zero": "int"}),
     Op("dot_integer", "composite", 4, _composite("dot_integer")),
     Op("dot_shifted", "composite", 4, _composite("dot_shifted"), _SHIFTS),
     Op("after", "movement", 1, _after, {"input": "int"}),

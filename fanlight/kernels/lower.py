@@ -154,7 +154,7 @@ class _Lowering:
                 stored.add(node)
             if not loop:
                 stored.update(node.inputs)
-            if node.op == "take" and not _cheap(node.inputs[0]):  # may read an element often
+            if node.op == "take" and not _of_weights(node.inputs[0]):  # may read an element often
                 stored.add(node.inputs[0])
             if node.op == "rope":  # reads each element of x twice
                 stored.update(x for x in node.inputs if not _cheap(x))
@@ -521,6 +521,16 @@ def _cheap(node: Node) -> bool:
     if node.op in ("input", "weight", "state", "constant", "iota", "size"):
         return True
     return node.op in ("reshape", "slice", "permute", "expand") and all(map(_cheap, node.inputs))
+
+
+def _of_weights(node: Node, left: int = 4) -> bool:
+    """Made of leaves by a few cheap steps, as dequantised tables are: elements that are taken cost
+    less than all of it would."""
+    if _cheap(node):
+        return True
+    if left == 0 or node.op not in ("cast", "add", "sub", "mul", "reshape"):
+        return False
+    return all(_of_weights(x, left - 1) for x in node.inputs)
 
 
 def _is_view_of_leaf(node: Node) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fanlight.ir.graph import Graph, Module, Node
-from fanlight.passes import attend, attend_add, plain, project, residual, swiglu
+from fanlight.passes import attend, attend_add, plain, project, residual, stored, swiglu
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ PASSES = (
     Pass("fuse rope, cache and attention", "attend", attend.run),
     Pass("fuse residual sums", "matmul_add", residual.run),
     Pass("fuse attention and its product", "attend_add", attend_add.run),
+    Pass("read right sides as they are stored", "dot_stored", stored.run),
 )
 
 

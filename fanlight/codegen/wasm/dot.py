@@ -1,10 +1,11 @@
-"""c = a @ b: a f32 [..., M, K], b f32 [..., K, N], c f32 [..., M, N], as numpy.matmul broadcasts.
+"""c = a @ b: a f32 [..., M, K], b [..., K, N], c f32 [..., M, N], as numpy.matmul broadcasts. b may
+be narrower than f32, have a zero point, and lie turned, [..., N, K].
 
 Work is shared out as blocks of rows by panels of columns. A panel of b, ``_DEPTH`` of its rows at a
 time, is copied to the thread's scratch, where its rows lie together; tiles of it stay in registers:
 elements of a, each in all lanes, times four columns a vector. Each output is summed over K in
 order, whatever the shapes and the number of threads. Sizes are arguments: one kernel serves all
-shapes that broadcast alike. A single row reads b in place.
+shapes that broadcast alike. A single row reads b in place, but for a turned one.
 """
 
 from __future__ import annotations
@@ -15,8 +16,19 @@ from typing import Any
 
 from fanlight import plan as plans
 from fanlight.codegen.wasm import blocks
+from fanlight.codegen.wasm.access import ACCESS, load, load_row
 from fanlight.codegen.wasm.encoder import Function
-from fanlight.codegen.wasm.values import Local, Value, Writer, f32x4, i32, op, select
+from fanlight.codegen.wasm.values import (
+    Local,
+    Value,
+    Writer,
+    f32x4,
+    i32,
+    i32x4,
+    op,
+    select,
+    shuffle,
+)
 from fanlight.ir.graph import Node
 from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
 from fanlight.kernels.target import Context, Operand
@@ -39,7 +51,7 @@ def rule(
 ) -> list[Launch]:
     """One launch."""
     a, b = inputs
-    (m, k), n = a.shape[-2:], b.shape[-1]
+    (m, k), n = a.shape[-2:], output.shape[-1]
     lead = output.shape[:-2]
     shared = len(b.shape) == 2 or all(s == 1 for s in b.shape[:-2])
     if shared and product(a.shape[:-2]) == product(lead):
@@ -47,9 +59,10 @@ def rule(
     moves = tuple(_moves(x.shape[:-2], lead) for x in inputs)
     vectors = min(_TILE[1], -(-n // 4)) if isinstance(n, int) else _TILE[1]
     relaxed = "relaxed-simd" in context.features
-    writer = _Dot(moves[0], moves[1], max(1, vectors), relaxed)
+    stored = _Stored(b.dtype.name, bool(attrs.get("turned")), attrs.get("zero", 0))
+    writer = _Dot(moves[0], moves[1], max(1, vectors), relaxed, stored)
     text = "".join("01"[x] + "01"[y] + "_" for x, y in zip(*moves, strict=True))
-    name = f"dot_{text}{writer.vectors}{'_relaxed' if relaxed else ''}"
+    name = f"dot_{text}{stored}{writer.vectors}{'_relaxed' if relaxed else ''}"
     kernel = WasmKernel(name, 4, 3 + len(lead), writer.emit, (2,), writer.scratch)
     threads = Dim(plans.THREADS, "host", context.max_threads)
     scratch = context.scratch(threads * writer.scratch)
@@ -77,14 +90,54 @@ class _Task:
     stride: Local
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """How b lies in memory."""
+
+    dtype: str
+    turned: bool
+    zero: int
+
+    def __str__(self) -> str:
+        text = "" if self.dtype == "f32" else f"{self.dtype}_"
+        text += "turned_" if self.turned else ""
+        return text + (f"{self.zero}_".replace("-", "m") if self.zero else "")
+
+    @property
+    def shift(self) -> int:
+        """log2 of the bytes of an element."""
+        return ACCESS[self.dtype].shift
+
+    def row(self, w: Writer, address: Value) -> Value:
+        """Four neighbours, f32."""
+        lanes = load_row(w, self.dtype, address)
+        if self.dtype not in ("i8", "u8"):
+            return lanes
+        if self.zero:
+            lanes = op("i32x4.sub", lanes, i32x4(self.zero))
+        return op("f32x4.convert_i32x4_s", lanes)
+
+    def one(self, w: Writer, address: Value) -> Value:
+        """One element, f32."""
+        value = load(w, self.dtype, address, i32(0))
+        if self.dtype not in ("i8", "u8"):
+            return value
+        return op("f32.convert_i32_s", value - self.zero if self.zero else value)
+
+
 class _Dot:
     """Writes one kernel."""
 
     def __init__(
-        self, a_moves: tuple[bool, ...], b_moves: tuple[bool, ...], vectors: int, relaxed: bool
+        self,
+        a_moves: tuple[bool, ...],
+        b_moves: tuple[bool, ...],
+        vectors: int,
+        relaxed: bool,
+        stored: _Stored,
     ) -> None:
         self.a_moves, self.b_moves = a_moves, b_moves
-        self.vectors, self.relaxed = vectors, relaxed
+        self.vectors, self.relaxed, self.stored = vectors, relaxed, stored
         self.wide = 4 * vectors
         self.scratch = (_DEPTH + _BLOCK) * self.wide * 4
 
@@ -100,6 +153,8 @@ class _Dot:
         self.panel = w.let(scratch + tid * self.scratch)
         self.staging = w.let(self.panel + _DEPTH * self.wide * 4)
         self.k_bytes, self.n_bytes = w.let(self.k << 2), w.let(self.n << 2)
+        across = self.k if self.stored.turned else self.n
+        self.b_bytes = w.let(across << self.stored.shift)  # from row to row, as it is stored
         with w.for_range(begin, end) as number:
             group = w.let(op("i32.rem_u", number, groups))
             rest = w.let(op("i32.div_u", number, groups))
@@ -108,7 +163,11 @@ class _Dot:
             first = w.let(group * _BLOCK)
             a_batch, b_batch = self._batches(batch, lead)
             a_at = a + (a_batch * self.m + first) * self.k_bytes
-            b_at = b + b_batch * self.k * self.n_bytes + (column << 2)
+            b_at = b + (b_batch * self.k * self.n << self.stored.shift)
+            if self.stored.turned:
+                b_at = b_at + column * self.b_bytes
+            else:
+                b_at = b_at + (column << self.stored.shift)
             c_at = c + (batch * self.m + first) * self.n_bytes + (column << 2)
             self._task(w.let(a_at), w.let(b_at), w.let(c_at), first, column)
 
@@ -139,11 +198,15 @@ class _Dot:
         alone = w.let(op("i32.gt_s", op("i32.eq", rows, 1), partial))
         with w.function.loop() as again:
             w.set(depth, _least(w, self.k - start, _DEPTH))
-            with w.if_(alone):
-                self._tile(task, i32(0), 1, start, depth, in_place=True)
-            with w.if_(op("i32.eqz", alone)):
-                self._pack(task, start, depth)
+            if self.stored.turned:
+                self._pack_turned(task, start, depth)
                 self._rows(task, start, depth)
+            else:
+                with w.if_(alone):
+                    self._tile(task, i32(0), 1, start, depth, in_place=True)
+                with w.if_(op("i32.eqz", alone)):
+                    self._pack(task, start, depth)
+                    self._rows(task, start, depth)
             w.set(start, start + _DEPTH)
             w.br_if(again, start < self.k)
         with w.if_(partial):
@@ -152,18 +215,52 @@ class _Dot:
     def _pack(self, task: _Task, start: Local, depth: Local) -> None:
         """The panel's rows, one after the other; columns that there are not are 0."""
         w = self.w
-        source = w.let(task.b + start * self.n_bytes)
+        source = w.let(task.b + start * self.b_bytes)
         to = w.let(self.panel)
         with w.for_range(0, depth):
             with w.if_(task.partial):
                 self._zero(to)
-                self._copy(source, to, task.wide)
+                self._pack_part(source, to, task.wide)
             with w.if_(op("i32.eqz", task.partial)):
                 for v in range(self.vectors):
-                    value = op("v128.load", source, offset=16 * v, align=4)
+                    value = self.stored.row(w, source + (4 * v << self.stored.shift))
                     w.do("v128.store", to, value, offset=16 * v, align=16)
-            w.set(source, source + self.n_bytes)
+            w.set(source, source + self.b_bytes)
             w.set(to, to + 4 * self.wide)
+
+    def _pack_part(self, source: Local, to: Local, count: Local) -> None:
+        """``count`` columns of one row."""
+        if self.stored.dtype == "f32":
+            self._copy(source, to, count)
+            return
+        w = self.w
+        with w.for_range(0, count) as i:
+            value = self.stored.one(w, source + (i << self.stored.shift))
+            w.do("f32.store", to + (i << 2), value)
+
+    def _pack_turned(self, task: _Task, start: Local, depth: Local) -> None:
+        """As ``_pack``, 4 x 4 elements at a time; columns that there are not repeat the last."""
+        w, shift = self.w, self.stored.shift
+        last, many = w.let(task.wide - 1), w.let(depth & -4)
+        for v in range(self.vectors):
+            rows = []
+            for i in range(4):
+                column = w.let(i32(4 * v + i))
+                near = w.let(select(column < last, column, last))
+                rows.append(w.let(task.b + near * self.b_bytes + (start << shift)))
+            to = w.let(self.panel + 16 * v)
+            with w.for_range(0, many, 4):
+                loaded = [w.let(self.stored.row(w, row)) for row in rows]
+                for i, value in enumerate(_turned(w, loaded)):
+                    w.do("v128.store", to, value, offset=4 * self.wide * i, align=16)
+                for row in rows:
+                    w.set(row, row + (4 << shift))
+                w.set(to, to + 16 * self.wide)
+            with w.for_range(many, depth):
+                for i, row in enumerate(rows):
+                    w.do("f32.store", to, self.stored.one(w, row), offset=4 * i)
+                    w.set(row, row + (1 << shift))
+                w.set(to, to + 4 * self.wide)
 
     def _zero(self, to: Local) -> None:
         for v in range(self.vectors):
@@ -201,15 +298,15 @@ class _Dot:
             for r in range(tall):
                 for v in range(self.vectors):
                     w.set(sums[r][v], op("v128.load", out[r], offset=16 * v, align=4))
-        b = w.let(task.b + start * self.n_bytes if in_place else self.panel)
+        b = w.let(task.b + start * self.b_bytes if in_place else self.panel)
         end = w.let(at[0] + (depth << 2))
         many = w.let(at[0] + ((depth & -_UNROLL) << 2))
         for until, steps in ((many, _UNROLL), (end, 1)):
             with w.while_(op("i32.lt_u", at[0], until)):
                 for u, factors in enumerate(self._factors(at, steps)):
-                    self._step(factors, b, 0 if in_place else 4 * self.wide * u, sums)
+                    self._step(factors, self._columns(b, u, in_place), sums)
                     if in_place:
-                        w.set(b, b + self.n_bytes)
+                        w.set(b, b + self.b_bytes)
                 for pointer in at:
                     w.set(pointer, pointer + 4 * steps)
                 if not in_place:
@@ -225,11 +322,17 @@ class _Dot:
         fours = [self.w.let(op("v128.load", pointer, align=4)) for pointer in at]
         return [[blocks.splat_lane(four, u) for four in fours] for u in range(steps)]
 
-    def _step(self, factors: list[Value], b: Local, place: int, sums: list[list[Local]]) -> None:
+    def _columns(self, b: Local, u: int, in_place: bool) -> list[Local]:
+        """A row of b: the one at ``b`` itself, or row ``u`` of the panel there."""
+        w, wide = self.w, range(self.vectors)
+        if in_place:
+            return [w.let(self.stored.row(w, b + (4 * v << self.stored.shift))) for v in wide]
+        places = [4 * self.wide * u + 16 * v for v in wide]
+        return [w.let(op("v128.load", b, offset=place, align=16)) for place in places]
+
+    def _step(self, factors: list[Value], columns: list[Local], sums: list[list[Local]]) -> None:
         """One column of a times one row of b."""
         w = self.w
-        loads = [op("v128.load", b, offset=place + 16 * v, align=4) for v in range(self.vectors)]
-        columns = [w.let(x) for x in loads]
         for element, totals in zip(factors, sums, strict=True):
             factor = w.let(element)
             for column, total in zip(columns, totals, strict=True):
@@ -254,6 +357,20 @@ class _Dot:
             self._copy(source, to, task.wide)
             w.set(source, source + 4 * self.wide)
             w.set(to, to + self.n_bytes)
+
+
+def _turned(w: Writer, rows: list[Local]) -> list[Value]:
+    """Of 4 x 4 elements the columns."""
+    pairs = [
+        [w.let(shuffle(rows[i], rows[i + 1], *_words(k, k + 4, k + 1, k + 5))) for i in (0, 2)]
+        for k in (0, 2)
+    ]
+    return [shuffle(a, b, *_words(k, k + 1, k + 4, k + 5)) for a, b in pairs for k in (0, 2)]
+
+
+def _words(*numbers: int) -> list[int]:
+    """The bytes of these of eight words."""
+    return [4 * number + i for number in numbers for i in range(4)]
 
 
 def _least(w: Writer, value: Value, limit: int) -> Value:

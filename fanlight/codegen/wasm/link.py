@@ -32,10 +32,13 @@ _COMPARE = {"==": "eq", "!=": "ne", "<": "lt_s", "<=": "le_s", ">": "gt_s", ">="
 _ARITHMETIC = {"+": "i32.add", "-": "i32.sub", "*": "i32.mul", "//": "i32.div_s", "%": "i32.rem_s"}
 
 
-def link(plan: Plan, kernels: Sequence[WasmKernel], features: frozenset[str]) -> Plan:
+def link(
+    plan: Plan, kernels: Sequence[WasmKernel], features: frozenset[str], profile: bool = False
+) -> Plan:
     """``plan`` with its module as one more segment. ``kernels`` in the order of ``plan.kernels``;
-    with ``threads`` in ``features`` the memory is shared."""
-    return _Linker(plan, kernels, "threads" in features).run()
+    with ``threads`` in ``features`` the memory is shared. ``profile``: each step of a program has
+    an entry of its own too, ``program/number``."""
+    return _Linker(plan, kernels, "threads" in features).run(profile)
 
 
 class _Linker:
@@ -52,7 +55,7 @@ class _Linker:
         memory = MemoryImport(self.reserved // _PAGE, _MAX_PAGES, threads)
         self.module = Module(memory)
 
-    def run(self) -> Plan:
+    def run(self, profile: bool) -> Plan:
         barrier = self._barrier()
         functions = [self._kernel(k) for k in self.kernels]
         programs: dict[str, Function] = {}
@@ -66,6 +69,11 @@ class _Linker:
                 names.append(f"load/{number}")
                 walker = _Walker(self, functions, programs, barrier)
                 entries.append(walker.program(weight.steps))
+        for name, steps in self.plan.programs.items() if profile else ():
+            for number, step in enumerate(steps):
+                names.append(f"{name}/{number}")
+                walker = _Walker(self, functions, programs, barrier)
+                entries.append(walker.program((step,)))
         run = self._run(entries)
         if self.threads:
             self._start(run, barrier)

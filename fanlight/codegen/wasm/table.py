@@ -26,6 +26,7 @@ TEMPLATES: dict[str, Entry] = {
     # few barriers, and small steps on every thread, give what fused kernels would (order.py)
     **dict.fromkeys(composite.DEFINITIONS, NotYet("no fused kernel")),
     "dot": Where(dot.fits, dot.rule),
+    "dot_stored": Where(dot.fits, dot.rule),
     "dot_integer": Where(dot_integer.fits, dot_integer.rule),
     "dot_shifted": dot_integer.rule_shifted,
 }

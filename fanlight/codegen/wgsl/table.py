@@ -40,6 +40,7 @@ TEMPLATES: dict[str, Entry] = {
     "attend": attend.rule,
     "attend_add": attend.rule_add,
     "dot": Where(dot.fits, dot.rule),
+    "dot_stored": NotYet("products read f32, row by row"),
     "dot_integer": Where(dot_integer.fits, dot_integer.rule),
     "dot_shifted": Where(dot_integer.fits_shifted, dot_integer.rule_shifted),
 }

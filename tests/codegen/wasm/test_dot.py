@@ -23,6 +23,9 @@ Array = NDArray[Any]
 M, K, N, H = (Dim(name, "host", 4 if name == "h" else 300) for name in "mknh")
 
 
+_DTYPES = {"f4": "f32", "f2": "f16", "i1": "i8", "u1": "u8"}
+
+
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype("f4")
 
@@ -33,16 +36,23 @@ def check(
     a_shape: tuple[Size, ...] | None = None,
     b_shape: tuple[Size, ...] | None = None,
     features: frozenset[str] = frozenset(),
+    turned: bool | None = None,
+    zero: int = 0,
     **dims: int,
 ) -> None:
-    """Right, nothing written beside, and the same bits at 1, 2, 3 and 7 threads."""
+    """Right, nothing written beside, and the same bits at 1, 2, 3 and 7 threads. ``turned``: b is
+    given so; where it isn't None, the op is dot_stored."""
     a_sizes: tuple[Size, ...] = a.shape if a_shape is None else a_shape
     b_sizes: tuple[Size, ...] = b.shape if b_shape is None else b_shape
     bench = Bench([DimSpec(d) for d in (M, K, N, H) if d.name in dims], features)
-    inputs = [bench.value("a", a, "f32", a_sizes), bench.value("b", b, "f32", b_sizes)]
-    node = apply("dot", input_("a", dtypes.f32, a_sizes), input_("b", dtypes.f32, b_sizes))
-    launches = bench.op("dot", inputs, bench.empty("c", "f32", node.shape))
-    wanted = np.matmul(a.astype("f8"), b.astype("f8"))
+    kind = _DTYPES[b.dtype.str[1:]]
+    inputs = [bench.value("a", a, "f32", a_sizes), bench.value("b", b, kind, b_sizes)]
+    leaves = input_("a", dtypes.f32, a_sizes), input_("b", dtypes.DTYPES[kind], b_sizes)
+    attrs = {} if turned is None else {"turned": turned, "zero": zero}
+    node = apply("dot" if turned is None else "dot_stored", *leaves, **attrs)
+    launches = bench.op(node.op, inputs, bench.empty("c", "f32", node.shape), **attrs)
+    b = (b.swapaxes(-1, -2) if turned else b).astype("f8") - zero
+    wanted = np.matmul(a.astype("f8"), b)
     given = {d.name: 1 for d in (M, K, N, H)} | dims
     (data,) = bench.run(launches, ["c"], dims)
     got = f32(data, wanted.shape)
@@ -138,3 +148,34 @@ def test_other_dtypes_take_the_definition(dtype: str) -> None:
 def _words(array: Array) -> bytes:
     data = array.tobytes()
     return data + bytes(-len(data) % 4)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i1", "u1"])
+@pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
+@pytest.mark.parametrize("n", [1, 5, 16, 39])
+def test_right_sides_as_they_are_stored(dtype: str, turned: bool, n: int) -> None:
+    for m, k in ((1, 5), (1, 264), (3, 4), (6, 259), (130, 33)):
+        check(normal(m, k), _stored(dtype, (n, k) if turned else (k, n)), turned=turned)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
+def test_zero_points(turned: bool) -> None:
+    for m in (1, 6):
+        check(normal(m, 70), _stored("u1", (70, 70)), turned=turned, zero=128)
+        check(normal(m, 70), _stored("i1", (70, 70)), turned=turned, zero=-7)
+
+
+def test_stored_sides_of_any_size_and_leading_axes() -> None:
+    for h, m, k, n in ((2, 5, 7, 9), (3, 1, 300, 33), (1, 131, 2, 1)):
+        right = _stored("i1", (h, 1, n, k))
+        left, sizes = normal(h, 2, m, k), ((H, 2, M, K), (H, 1, N, K))
+        check(left, right, *sizes, turned=True, h=h, m=m, k=k, n=n)
+        check(left[0, 0], right[0, 0], (M, K), (N, K), turned=True, m=m, k=k, n=n)
+
+
+def _stored(dtype: str, shape: tuple[int, ...]) -> Array:
+    rng = np.random.default_rng(5)
+    if dtype[0] == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    low = -128 if dtype == "i1" else 0
+    return rng.integers(low, low + 256, shape).astype(dtype)
