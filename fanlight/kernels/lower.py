@@ -20,12 +20,12 @@ from fanlight.ir.graph import LEAVES, Graph, Node
 from fanlight.ir.ops import ELEMENTWISE, OPS
 from fanlight.ir.verify import changed
 from fanlight.kernels import loops
+from fanlight.kernels.indexing import Index, Reshaping, linear
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import Expr, apply, extent, integer
 from fanlight.kernels.target import LOOP, Context, NotYet, Operand, Part, Target
 from fanlight.shapes import Size, ceildiv, product
 
-Index = tuple[Expr, ...]
 MAX_LOADS = 6  # of 8 storage buffers per stage, one is the output and one a device dim's state
 _IN_PLACE = ("update", "after")  # their value is a state's buffer
 _FUSIBLE = (
@@ -294,12 +294,11 @@ class _Lowering:
             out = self.place.get(node) or _plain(node, name)
             self.out.launches += entry(operands, out, node.attrs, self.context)
             return
-        kernel = _Element(self)
         offset: Expr = integer(0)
-        shape = node.shape
+        shape = node.inputs[1].shape if node.op == "update" else node.shape
+        kernel = _Element(self, shape)
         if node.op == "update":
             rows = node.inputs[1]
-            shape = rows.shape
             value = kernel.element(rows, _axes(shape))
             offset = apply("mul", extent(node.attrs["start"]), extent(product(shape[1:])))
             name = self.operand(node).buffer
@@ -308,8 +307,8 @@ class _Lowering:
         self._emit(node.op, kernel, shape, node.dtype, value, offset, name)
 
     def _copy(self, node: Node, source: str, target: str) -> None:
-        kernel = _Element(self)
         shape = (product(node.shape),)
+        kernel = _Element(self, shape)
         value = kernel.load_buffer(source, node.dtype, loops.Axis(0))
         self._emit("copy", kernel, shape, node.dtype, value, integer(0), target)
 
@@ -339,11 +338,12 @@ class _Lowering:
 class _Element:
     """Builds one kernel's element expression and collects the buffers that it reads."""
 
-    def __init__(self, lowering: _Lowering) -> None:
+    def __init__(self, lowering: _Lowering, shape: tuple[Size, ...]) -> None:
         self.lowering = lowering
         self.buffers: list[str] = []
         self.dtypes: list[DType] = []
         self.axes = 16  # reduction axes are numbered from here
+        self.sizes = dict(enumerate(shape))
 
     def load_buffer(self, buffer: str, dtype: DType, index: Expr) -> Expr:
         if buffer not in self.buffers:
@@ -371,8 +371,9 @@ class _Element:
 
     def _reshape(self, node: Node, at: Index) -> Expr:
         x = node.inputs[0]
-        flat = linear(at, node.shape)
-        return self.element(x, unflatten(flat, x.shape))
+        while x.op == "reshape" and x not in self.lowering.stored:
+            x = x.inputs[0]
+        return self.element(x, Reshaping(self.sizes).index(at, node.shape, x.shape))
 
     def _permute(self, node: Node, at: Index) -> Expr:
         inner: list[Expr] = [integer(0)] * len(at)
@@ -455,6 +456,7 @@ class _Element:
         for axis, size in enumerate(x.shape):
             if axis in axes:
                 inner.append(loops.Axis(self.axes))
+                self.sizes[self.axes] = size
                 loop.append((self.axes, size))
                 self.axes += 1
                 if node.attrs["keep"]:
@@ -477,27 +479,6 @@ class _Element:
 
     def _reduce_min(self, node: Node, at: Index) -> Expr:
         return self._reduce(node, at, "min")
-
-
-# --- index arithmetic
-
-
-def linear(at: Index, shape: tuple[Size, ...]) -> Expr:
-    """Row-major flat index of ``at``."""
-    flat: Expr = integer(0)
-    for position, size in zip(at, shape, strict=True):
-        flat = apply("add", apply("mul", flat, extent(size)), position)
-    return flat
-
-
-def unflatten(flat: Expr, shape: tuple[Size, ...]) -> Index:
-    """Inverse of :func:`linear`."""
-    out: list[Expr] = []
-    for axis in range(len(shape)):
-        stride = extent(product(shape[axis + 1 :]))
-        part = apply("div", flat, stride)
-        out.append(apply("mod", part, extent(shape[axis])) if axis else part)
-    return tuple(out)
 
 
 def _axes(shape: tuple[Size, ...]) -> Index:
