@@ -43,7 +43,7 @@ class Options:
 def check_options(
     execution_providers: Sequence[str] = PROVIDERS,
     free_dimension_overrides: Mapping[str, int] | None = None,
-    relaxed_simd: bool = False,
+    relaxed_simd: bool = True,
 ) -> Options:
     """Raises InputError for providers that there are not, or sizes that are none."""
     overrides = dict(free_dimension_overrides or {})
@@ -89,7 +89,7 @@ class InferenceSession:
         execution_providers: Sequence[str] = PROVIDERS,
         free_dimension_overrides: Mapping[str, int] | None = None,
         input_values: Mapping[str, Any] | None = None,
-        relaxed_simd: bool = False,
+        relaxed_simd: bool = True,
         progress: ProgressCallback | None = None,
     ) -> InferenceSession:
         """A session for ``model``: a path (CPython), a URL or the file's bytes. External data lie
@@ -99,6 +99,8 @@ class InferenceSession:
         over where it is no real GPU, or lacks something that the model needs, and wasm follows.
         ``free_dimension_overrides``: symbol → size, fixed while compiling. ``input_values``: input
         → tensor, for inputs that sizes or axes are made of; ``run`` doesn't take them any more.
+        ``relaxed_simd``: WebAssembly may fuse multiplications and additions, and so round once
+        where others round twice; without, results are the same bit for bit on every machine.
         Raises StoreError,
         FormatError, UnsupportedError (all unknown operators at once), InputError, DeviceError.
         Cancelling the call aborts it.

@@ -21,7 +21,7 @@ import { DeviceTensor, Tensor, asTensor, byteLength, tensorOf } from './tensor.j
  * @property {('webgpu' | 'wasm')[]} [executionProviders] the preferred one first; webgpu is passed over where
  *   it is no real GPU or lacks something that the model needs, and wasm follows
  * @property {Record<string, number>} [freeDimensionOverrides] symbol → size, fixed while compiling
- * @property {boolean} [relaxed_simd] on WebAssembly: faster, not bit for bit the same everywhere
+ * @property {boolean} [relaxed_simd] on WebAssembly: faster, not bit for bit the same everywhere; true if not given
  * @property {(progress: import('./fanlight.js').Progress) => void} [progress]
  * @property {AbortSignal} [signal]
  */
@@ -66,7 +66,7 @@ export class InferenceSession {
    */
   static async create(model, options = {}) {
     const {
-      executionProviders = ['webgpu', 'wasm'], freeDimensionOverrides = {}, relaxed_simd = false,
+      executionProviders = ['webgpu', 'wasm'], freeDimensionOverrides = {}, relaxed_simd = true,
       progress = () => {}, signal, ...unknown
     } = options;
     for (const name of Object.keys(unknown)) throw new InputError('unknown option', { got: name });
