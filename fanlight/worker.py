@@ -4,8 +4,9 @@
     generate  {pipeline, prompt, options} → {text, tokens, prompt_tokens, finish_reason, timings}
               chunks: pieces of text; once the prompt is tokenised, progress:
               {stage: "prefill", done, total}, in tokens
-    open_session  {model, providers, overrides, relaxed_simd} → what ``InferenceSession.described``
-              says; progress as in create
+    open_session  {model, providers, overrides, relaxed_simd} → {session, info}, what
+              ``InferenceSession.described`` says, and the names of external files; progress as in
+              create
     dispose   {pipeline} or {session} → null
 
 ``web/python_worker.js`` calls :meth:`Worker.serve` and :meth:`Worker.abort`. An aborted create
@@ -112,7 +113,8 @@ class Worker:
         )
         key, self._next = self._next, self._next + 1
         self._sessions[key] = made
-        return {"session": key, "info": dataclasses.asdict(made.info), **made.described()}
+        info = dataclasses.asdict(made.info)
+        return {"session": key, "info": info, "external": made.external, **made.described()}
 
     async def _generate(self, number: int, fields: Fields, emit: Emit) -> Fields:
         made = self._pipelines.get(fields["pipeline"])

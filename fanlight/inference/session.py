@@ -22,7 +22,7 @@ from fanlight.inference.files import ModelFiles
 from fanlight.inference.signature import TensorInfo, signature_of
 from fanlight.inference.tensor import Tensor, as_tensor, dtype_of, nbytes
 from fanlight.ir.graph import Module
-from fanlight.plan import LOAD_DIMS, THREADS, Plan
+from fanlight.plan import LOAD_DIMS, THREADS, FileSource, Plan
 from fanlight.runtime.backend import BackendInfo, Device, choose
 from fanlight.runtime.session import File, Held, ProgressCallback, Session, SessionInfo
 
@@ -205,6 +205,12 @@ class InferenceSession:
                         got=dims[name],
                         wanted=wanted,
                     )
+
+    @property
+    def external(self) -> list[str]:
+        """Names of the files beside the model's own that have weights."""
+        sources = [w.source for w in self._plan.weights]
+        return sorted({s.file for s in sources if isinstance(s, FileSource)} - {""})
 
     def described(self) -> dict[str, Any]:
         """As JSON values, for a page that runs the executor's session ``handle`` itself."""

@@ -164,12 +164,11 @@ const HANDLERS = {
   },
 
   /**
-   * {file, task, device, options} → {key, loading, notes}: whether an earlier visit kept a plan for
-   * all that; then it is being loaded already. `loading` is null where there is none, `key` where
-   * nothing can be kept.
+   * {file, task, device, options, identity?} → {key, loading, notes}: whether an earlier visit kept a
+   * plan for all that; then it is being loaded already. `loading` is null where there is none, `key`
+   * where nothing can be kept. `identity`: the file's own if left out.
    */
-  async resume({ file, task, device, options }) {
-    const { identity } = held(files, file, 'file');
+  async resume({ file, task, device, options, identity = held(files, file, 'file').identity }) {
     if (!canKeep()) return { key: null, loading: null, notes: null };
     const able = await abilities(device);
     const key = await plans.keyOf(bundle.python.id, task, device, options, able, identity);

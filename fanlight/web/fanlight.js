@@ -91,7 +91,7 @@ export const version = '0.1.0';
 export async function pipeline(task, model, { device = 'auto', progress = () => {}, signal, ...rest } = {}) {
   throwIfAborted(signal);
   const source = model instanceof Blob ? model : address(model);
-  const { executor, python } = workers();
+  const { executor, python } = workers(); // Python starts now
   /** @type {{loading: number | null}} */
   let resumed = { loading: null };
   const close = async (/** @type {OpenedFile} */ file, /** @type {{pipeline: number} | null} */ made) => {

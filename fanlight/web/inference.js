@@ -4,13 +4,15 @@
 //   const session = await InferenceSession.create('https://…/model.onnx');
 //   const { logits } = await session.run({ input_ids: { data: new BigInt64Array(7), dims: [1, 7] } });
 
-import { InputError, throwIfAborted } from './errors.js';
+import { InputError, PlanError, throwIfAborted } from './errors.js';
 import { address, starting, unlessAborted, workers } from './page_workers.js';
+import { somethingIsKept } from './plan_store.js';
 import { Turns } from './session.js';
 import { described, dimsOfFeeds } from './signature.js';
 import { evaluate } from './sizes.js';
 import { DeviceTensor, Tensor, asTensor, byteLength, tensorOf } from './tensor.js';
 
+/** @typedef {import('./page_workers.js').Workers} Workers */
 /** @typedef {import('./signature.js').Described} Described */
 /** @typedef {import('./signature.js').TensorInfo} TensorInfo */
 /** @typedef {import('./tensor.js').TypedArray} TypedArray */
@@ -27,7 +29,7 @@ import { DeviceTensor, Tensor, asTensor, byteLength, tensorOf } from './tensor.j
  */
 /**
  * @typedef {object} Loaded what Python replies
- * @property {number} session Python's number
+ * @property {number | null} session Python's number; null of a session that started without it
  * @property {number} handle the executor's
  * @property {import('./session.js').SessionInfo} info
  * @property {Described[]} inputs
@@ -45,7 +47,7 @@ export class InferenceSession {
   #workers;
   #turns = new Turns();
 
-  /** Use `create`. @param {Loaded} loaded @param {import('./page_workers.js').Workers} workers */
+  /** Use `create`. @param {Loaded} loaded @param {Workers} workers */
   constructor(loaded, workers) {
     this.#loaded = loaded;
     this.#workers = workers;
@@ -72,27 +74,25 @@ export class InferenceSession {
     for (const name of Object.keys(unknown)) throw new InputError('unknown option', { got: name });
     throwIfAborted(signal);
     const both = workers();
-    const { executor, python } = both;
     const bytes = model instanceof ArrayBuffer || ArrayBuffer.isView(model);
-    const blob = bytes ? new Blob([model]) : model;
+    const source = bytes ? new Blob([model]) : model instanceof Blob ? model : address(model);
+    const asked = { providers: executionProviders, overrides: freeDimensionOverrides, relaxed_simd };
     const inner = { signal, onProgress: progress };
     const making = (async () => {
-      const file = blob instanceof Blob ? await executor.request('open', { source: blob }, inner) : null;
+      const [identity, kept] = await Promise.all([identityOf(model), somethingIsKept()]);
+      if (!kept) starting(both.python, progress).catch(() => {}); // it will be needed: at once
+      const file = await both.executor.request('open', { source }, inner);
       try {
-        return /** @type {Loaded} */ (await python.request('open_session', {
-          file, model: file ? '' : address(/** @type {string | URL} */ (blob)),
-          providers: executionProviders, overrides: freeDimensionOverrides, relaxed_simd,
-        }, inner));
+        return await load(both, file, source, identity, asked, inner);
       } finally {
-        if (file) await executor.request('dispose', { file: file.file });
+        await both.executor.request('dispose', { file: file.file });
       }
     })();
     making.catch(() => {});
     try {
-      await unlessAborted(starting(python, progress), signal);
       return new InferenceSession(await unlessAborted(making, signal), both);
     } catch (error) {
-      making.then(({ session }) => python.request('dispose', { session })).catch(() => {}); // it came too late
+      making.then((made) => disposeOf(made, both)).catch(() => {}); // it came too late
       throw error;
     }
   }
@@ -153,7 +153,7 @@ export class InferenceSession {
   /** Gives all memory back, after the run in progress. */
   async dispose() {
     await this.#turns.close();
-    await this.#workers.python.request('dispose', { session: this.#loaded.session });
+    await disposeOf(this.#loaded, this.#workers);
   }
 
   /** @param {Record<string, Feed>} feeds @returns {Map<string, Tensor | DeviceTensor>} */
@@ -220,4 +220,56 @@ export class InferenceSession {
     new Uint8Array(target.data.buffer, target.data.byteOffset, length).set(bytes.subarray(0, length));
     return new Tensor(type, target.data, shape);
   }
+}
+
+/** @typedef {{providers: string[], overrides: Record<string, number>, relaxed_simd: boolean}} Asked */
+/** @typedef {{signal?: AbortSignal, onProgress: (progress: any) => void}} Watched */
+
+/**
+ * By the plan that an earlier visit kept, without Python; else Python compiles the model, and its plan is kept for the
+ * next visit, where it is all that a session needs beside the file.
+ * @param {Workers} both @param {import('./fanlight.js').OpenedFile} file @param {string | Blob} source
+ * @param {string | null | undefined} identity of the model; null: of one that can't be known again
+ * @param {Asked} asked @param {Watched} inner @returns {Promise<Loaded>}
+ */
+async function load(both, file, source, identity, asked, inner) {
+  const { executor } = both;
+  const device = asked.providers.includes('webgpu') ? 'auto' : 'wasm';
+  const known = { file: file.file, task: 'onnx', device, options: asked, identity };
+  const resumed = identity === null ? { key: null, loading: null } : await executor.request('resume', known);
+  const { key, loading } = resumed;
+  if (loading !== null) {
+    try {
+      const { session, info } = await executor.request('loaded', { loading }, inner);
+      return { session: null, handle: session, info, ...JSON.parse(resumed.notes) };
+    } catch (error) {
+      await executor.request('dispose', { loading });
+      if (!(error instanceof PlanError)) throw error; // such a plan is forgotten; a new one follows
+    }
+  }
+  const model = source instanceof Blob ? `opened:${file.file}` : source;
+  const [reply] = await Promise.all([
+    both.python.request('open_session', { file, model, ...asked }, inner),
+    starting(both.python, inner.onProgress),
+  ]);
+  const { session, handle, info, external, ...notes } = reply;
+  if (key !== null && !external.length) {
+    const bytes = new TextEncoder().encode(JSON.stringify(notes));
+    await executor.request('keep', { session: handle, key, notes: bytes }, { transfer: [bytes.buffer] });
+  }
+  return { session, handle, info, ...notes };
+}
+
+/** @param {Loaded} made @param {Workers} both */
+function disposeOf({ session, handle }, { executor, python }) {
+  return session === null ? executor.request('dispose', { session: handle }) : python.request('dispose', { session });
+}
+
+/** What `load` takes. @param {unknown} model */
+async function identityOf(model) {
+  if (typeof model === 'string' || model instanceof URL || model instanceof File) return undefined; // the file has one
+  if (model instanceof Blob || !crypto.subtle) return null;
+  const bytes = /** @type {ArrayBuffer | Uint8Array<ArrayBuffer>} */ (model);
+  const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

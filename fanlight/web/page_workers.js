@@ -6,35 +6,54 @@ import { Channel } from './protocol.js';
 
 /** @typedef {import('./fanlight.js').Progress} Progress */
 /** @typedef {{executor: Channel, python: Channel}} Workers */
-/** @type {Workers | null} */
-let shared = null;
 
-/** The page's workers. Where one fails, both go, and the next pipeline starts new ones. */
-export function workers() {
-  if (shared) return shared;
-  const all = [
-    new Worker(new URL('./executor_worker.js', import.meta.url), { type: 'module', name: 'fanlight executor' }),
-    new Worker(new URL('./python_worker.js', import.meta.url), { type: 'module', name: 'fanlight python' }),
-  ];
-  const [executor, python] = all.map((worker) => new Channel(worker));
-  const made = (shared = { executor, python });
-  for (const worker of all) {
+/** The two of a page; Python's starts when it is first asked for. Where one fails, both go. */
+class Pair {
+  /** @type {[Worker, Channel][]} */
+  #all = [];
+  /** @type {Channel | null} */
+  #python = null;
+
+  constructor() {
+    const worker = new Worker(new URL('./executor_worker.js', import.meta.url), { type: 'module', name: 'fanlight executor' });
+    this.executor = this.#watched(worker);
+  }
+
+  get python() {
+    if (this.#python) return this.#python;
+    const worker = new Worker(new URL('./python_worker.js', import.meta.url), { type: 'module', name: 'fanlight python' });
+    const python = (this.#python = this.#watched(worker));
+    const { port1, port2 } = new MessageChannel();
+    for (const [channel, port] of /** @type {[Channel, MessagePort][]} */ ([[this.executor, port1], [python, port2]])) {
+      channel.request('connect', { port }, { transfer: [port] }).catch(() => {}); // later requests fail, too
+    }
+    return python;
+  }
+
+  /** @param {Worker} worker */
+  #watched(worker) {
+    const channel = new Channel(worker);
+    this.#all.push([worker, channel]);
     worker.addEventListener('error', ({ message }) => {
-      if (shared === made) shared = null;
+      if (shared === this) shared = null;
       const error = new FanlightError('a worker failed', {
         got: message || 'it could not be loaded', hint: 'Reload the page; its files must come from one origin.',
       });
-      for (const [i, channel] of [executor, python].entries()) {
-        channel.fail(error);
-        all[i].terminate();
+      for (const [other, its] of this.#all) {
+        its.fail(error);
+        other.terminate();
       }
     });
+    return channel;
   }
-  const { port1, port2 } = new MessageChannel();
-  for (const [channel, port] of /** @type {[Channel, MessagePort][]} */ ([[executor, port1], [python, port2]])) {
-    channel.request('connect', { port }, { transfer: [port] }).catch(() => {}); // later requests fail, too
-  }
-  return made;
+}
+
+/** @type {Pair | null} */
+let shared = null;
+
+/** The page's workers; after a failure new ones. @returns {Workers} */
+export function workers() {
+  return (shared ??= new Pair());
 }
 
 /** Python's status, when it has started. @param {Channel} python @param {(progress: Progress) => void} progress

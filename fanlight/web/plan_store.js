@@ -18,6 +18,11 @@ export async function keyOf(...parts) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
+/** Whether anything may be kept. */
+export async function somethingIsKept() {
+  return typeof caches !== 'undefined' && (await caches.has(CACHE).catch(() => false));
+}
+
 /** What is kept under `key`, if anything. @param {string} key @returns {Promise<Kept | null>} */
 export async function take(key) {
   const cache = await caches.open(CACHE);

@@ -111,14 +111,13 @@ new Channel(/** @type {any} */ (self), {
   },
 
   /** {file, model, providers, overrides, relaxed_simd} → see fanlight/worker.py; `file` is what the executor's
-   * `open` replied for a model without a URL, or null. */
+   * `open` replied, `model` its URL, or a name for it. */
   async open_session({ file, ...fields }, context) {
-    const model = file ? `opened:${file.file}` : fields.model;
-    if (file) bridge.opened.set(model, { ...file, kept: unpack({ key: null, loading: null, notes: null }) });
+    bridge.opened.set(fields.model, { ...file, kept: unpack({ key: null, loading: null, notes: null }) });
     try {
-      return await serve('open_session', { ...fields, model }, context);
+      return await serve('open_session', fields, context);
     } finally {
-      bridge.opened.delete(model);
+      bridge.opened.delete(fields.model);
     }
   },
 

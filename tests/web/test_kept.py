@@ -12,6 +12,7 @@ from playwright.sync_api import BrowserContext, Page
 from fanlight.server.app import create_app
 from fanlight.server.serving import serving
 from tests import gguf_files
+from tests.inference import onnx_models
 
 pytestmark = pytest.mark.browser
 
@@ -41,12 +42,42 @@ def page(context: BrowserContext, tmp_path: Path) -> Iterator[Page]:
     """Of an origin of its own, on which nothing is kept."""
     for name, vocabulary in (("a.gguf", 0), ("b.gguf", 1)):
         gguf_files.write(tmp_path / name, gguf_files.Model(seed=vocabulary))
+    onnx_models.write(tmp_path / "small.onnx")
+    (tmp_path / "parts").mkdir()
+    onnx_models.write(tmp_path / "parts" / "outside.onnx", external=True)
     with serving(create_app(tmp_path)) as base:
         page = context.new_page()
         page.on("console", lambda message: print("console:", message.text))
         page.goto(f"{base}/icon.svg")
         yield page
         page.close()
+
+
+# An ONNX model's sums, of its URL or its bytes; `changed` adds one byte to its documentation.
+RUN = """async ({ model, asBytes, options, changed }) => {
+  const { InferenceSession } = await import('/fanlight.js');
+  let source = model;
+  if (asBytes) source = await (await fetch(model)).arrayBuffer();
+  const text = [0x32, 0x01, changed]; // doc_string
+  if (changed) source = new Uint8Array([...new Uint8Array(source), ...text]);
+  const wanted = { executionProviders: ['wasm'], ...options };
+  const session = await InferenceSession.create(source, wanted);
+  const floats = (length, f) => Float32Array.from({ length }, (_, i) => f(i));
+  const x = { data: floats(2 * 48, Math.sin), dims: [1, 2, 48] };
+  const bias = { data: floats(40, Number), dims: [1, 1, 40] };
+  const { joined } = await session.run({ x, bias });
+  const found = { data: Array.from(joined.data), dims: joined.dims, inputs: session.inputs };
+  await session.dispose();
+  return found;
+}"""
+
+
+def run(page: Page, **given: Any) -> tuple[dict[str, Any], bool]:
+    """What the model gives in a page loaded anew, and whether Python was started for it."""
+    page.reload()
+    asked = {"model": "/models/small.onnx", "asBytes": False, "options": {}, "changed": 0}
+    found: dict[str, Any] = page.evaluate(RUN, asked | given)
+    return found, any("python_worker" in worker.url for worker in page.workers)
 
 
 def answer(page: Page, model: str = "/models/a.gguf", **options: Any) -> dict[str, Any]:
@@ -109,3 +140,37 @@ def test_a_changed_file_is_compiled_again(page: Page, tmp_path: Path) -> None:
     page.evaluate("async () => caches.delete('fanlight-store-v2')")  # or it would not be asked for
     gguf_files.write(tmp_path / "a.gguf", gguf_files.Model(seed=5))
     assert compiled(answer(page))
+
+
+@pytest.mark.parametrize("as_bytes", [False, True], ids=["url", "bytes"])
+def test_sessions_start_without_python(page: Page, as_bytes: bool) -> None:
+    first, python = run(page, asBytes=as_bytes)
+    assert python
+    kept(page, 1)
+    second, python = run(page, asBytes=as_bytes)
+    assert not python
+    assert second == first
+    _, python = run(page, asBytes=as_bytes, options={"freeDimensionOverrides": {"seq": 2}})
+    assert python
+    kept(page, 2)
+
+
+def test_bytes_are_known_by_their_content(page: Page) -> None:
+    run(page, asBytes=True, changed=65)
+    kept(page, 1)
+    assert run(page, asBytes=True, changed=66)[1]
+    kept(page, 2)
+    assert not run(page, asBytes=True, changed=65)[1]
+
+
+def test_a_spoilt_plan_of_a_session_is_made_again(page: Page) -> None:
+    first, _ = run(page)
+    kept(page, 1)
+    page.evaluate(SPOIL)
+    assert run(page) == (first, True)
+
+
+def test_models_of_several_files_are_compiled_each_time(page: Page) -> None:
+    first, _ = run(page, model="/models/parts/outside.onnx")
+    assert run(page, model="/models/parts/outside.onnx") == (first, True)
+    kept(page, 0)
