@@ -63,6 +63,9 @@ def cases(features: frozenset[str]) -> Iterator[Case]:
     yield product("q4_1", 128, 576, 1536, features)
     for m, k, n in ((128, 384, 384), (128, 1536, 384), (128, 384, 1536), (1, 384, 1536)):
         yield dot((m, k), (k, n), features)
+    for m in (1, 16, 128):
+        yield dot((m, 384), (384, 1536), features, "i8")
+    yield dot((12, 128, 32), (12, 128, 32), features, turned=True)
     yield dot((12, 128, 32), (12, 32, 128), features)
     yield dot((12, 128, 128), (12, 128, 32), features)
     for cache in ("f32", "f16"):
@@ -82,14 +85,22 @@ def product(dtype: str, rows: int, n: int, k: int, features: frozenset[str]) -> 
     return Case(f"matmul {dtype} {rows}x{k}x{n}", bench, launches, size, 2 * rows * n * k)
 
 
-def dot(a: tuple[int, ...], b: tuple[int, ...], features: frozenset[str]) -> Case:
-    """a [..., M, K] @ b [..., K, N]; bytes: of b"""
+def dot(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    features: frozenset[str],
+    dtype: str = "f32",
+    turned: bool = False,
+) -> Case:
+    """a [..., M, K] @ b [..., K, N], or [..., N, K]; bytes: of b"""
     bench = Bench(features=features)
-    shape = (*a[:-1], b[-1])
-    inputs = [bench.empty("a", "f32", a), bench.empty("b", "f32", b)]
-    launches = bench.op("dot", inputs, bench.empty("c", "f32", shape))
-    name = f"dot {'x'.join(map(str, a))} {'x'.join(map(str, b))}"
-    return Case(name, bench, launches, 4 * math.prod(b), 2 * math.prod(shape) * a[-1])
+    shape = (*a[:-1], b[-2] if turned else b[-1])
+    inputs = [bench.empty("a", "f32", a), bench.empty("b", dtype, b)]
+    out = bench.empty("c", "f32", shape)
+    launches = bench.op("dot_stored", inputs, out, turned=turned, zero=0)
+    name = f"dot {'x'.join(map(str, a))} {'x'.join(map(str, b))} {dtype}{' turned' * turned}"
+    size = DTYPES[dtype].bytes * math.prod(b)
+    return Case(name, bench, launches, size, 2 * math.prod(shape) * a[-1])
 
 
 def attention(cache: str, rows: int, start: int, features: frozenset[str]) -> Case:
