@@ -10,9 +10,10 @@ has code for them.
                 ``turned``, […, N, K] → a @ (b - zero), f32
     dot_integer a [..., M, K] and b [..., K, N] of 8 bits, zero points za (one i32) and zb (one i32,
                 or N) → (a - za) @ (b - zb), i32
-    dot_shifted a [M, C T] and b [C, L] of 8 bits, zero points za, zb (one i32 each) → (a - za) @
-                (B - zb), i32 [M, count], where row c T + t of B is row c of b, shifted by
-                (t // across) down + (t % across) right elements: a convolution of stride 1
+    dot_shifted a […, M, C T] and b […, C, L], f32, or of 8 bits without leading axes and with zero
+                points za and zb (one i32 each) → (a - za) @ (B - zb) […, M, count], f32 or i32,
+                where row c T + t of B is row c of b, shifted by (t // across) down +
+                (t % across) right elements: a convolution of stride 1
     project     x, g, w1 … wn → the products of rms_norm(x, g) with each w, side by side
     swiglu      x, g, w, u → silu(h @ wᵀ) * (h @ uᵀ), h = rms_norm(x, g)
     matmul_add  x, w, r → r + x @ wᵀ
@@ -32,7 +33,7 @@ from fanlight import dtypes
 from fanlight.errors import GraphError
 from fanlight.ir.graph import Node, type_text
 from fanlight.ir.ops import apply, integers
-from fanlight.shapes import Size
+from fanlight.shapes import Size, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,11 @@ def _dot_integer(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definiti
 
 
 def _dot_shifted(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:
-    a, b, za, zb = inputs
+    a, b, *zeros = inputs
     taps, across, count = attrs["taps"], attrs["across"], attrs["count"]
-    channels = b.shape[0]
+    if b.dtype is not dtypes.f32 and (len(b.shape) != 2 or len(zeros) != 2):
+        raise GraphError("wants zero points and no leading axes", where="dot_shifted")
+    *lead, channels, _ = b.shape
     place = apply("reshape", apply("iota", size=taps), shape=(taps, 1))
     wide, tall = (
         integers([x]) if isinstance(x, int) else apply("size", size=x)
@@ -102,9 +105,15 @@ def _dot_shifted(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definiti
     down = apply("mul", apply("div", place, row), tall)
     shift = apply("add", down, apply("mul", apply("mod", place, row), wide))
     at = apply("add", apply("iota", size=count), shift)
-    channel = apply("reshape", apply("iota", size=channels), shape=(channels, 1, 1))
-    rows = apply("reshape", apply("take", b, channel, at), shape=(channels * taps, count))
-    return _dot_integer((a, rows, za, zb), {})
+    along = [
+        apply("reshape", apply("iota", size=size), shape=(size, *(1,) * (len(lead) + 2 - axis)))
+        for axis, size in enumerate((*lead, channels))
+    ]
+    shape = (*lead, product((channels, taps)), count)
+    rows = apply("reshape", apply("take", b, *along, at), shape=shape)
+    if not zeros:
+        return Definition(apply("dot", a, rows))
+    return _dot_integer((a, rows, *zeros), {})
 
 
 def _project(inputs: tuple[Node, ...], attrs: Mapping[str, Any]) -> Definition:

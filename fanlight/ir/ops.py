@@ -391,7 +391,7 @@ _ROWS = (
     Op("dot", "composite", 2, _composite("dot")),
     Op("dot_stored", "composite", 2, _composite("dot_stored"), {"turned": "bool", "zero": "int"}),
     Op("dot_integer", "composite", 4, _composite("dot_integer")),
-    Op("dot_shifted", "composite", 4, _composite("dot_shifted"), _SHIFTS),
+    Op("dot_shifted", "composite", -1, _composite("dot_shifted"), _SHIFTS),
     Op("after", "movement", 1, _after, {"input": "int"}),
 )
 

@@ -279,10 +279,12 @@ class _Lowering:
         x = node
         while x.op == "reshape":
             x = x.inputs[0]
-        if node.op != "reshape" or x not in self.stored or x.op == "weight":
+        if node.op != "reshape" or x not in self.stored:
             return False
         held = self.operand(x)
-        self.place[node] = Operand(node.dtype, node.shape, held.parts)
+        if x.op == "weight" and (x.dtype.block > 1 or not _whole(held)):
+            return False
+        self.place[node] = _plain(node, held.buffer)
         return True
 
     # --- code
@@ -295,6 +297,7 @@ class _Lowering:
             self.out.launches += entry(operands, out, node.attrs, self.context)
             return
         offset: Expr = integer(0)
+        node = self._seen_through(node)
         shape = node.inputs[1].shape if node.op == "update" else node.shape
         kernel = _Element(self, shape)
         if node.op == "update":
@@ -305,6 +308,13 @@ class _Lowering:
         else:
             value = kernel.element(node, _axes(shape), root=True)
         self._emit(node.op, kernel, shape, node.dtype, value, offset, name)
+
+    def _seen_through(self, node: Node) -> Node:
+        """What a kernel computes for ``node``: of a reshape its input, whose elements are the same
+        ones in the same order, with simpler indices."""
+        while node.op == "reshape" and node.inputs[0] not in self.stored:
+            node = node.inputs[0]
+        return node
 
     def _copy(self, node: Node, source: str, target: str) -> None:
         shape = (product(node.shape),)
@@ -490,6 +500,11 @@ def _axes(shape: tuple[Size, ...]) -> Index:
 def _broadcast(x: Node, at: Index) -> Index:
     trimmed = at[len(at) - len(x.shape) :]
     return tuple(integer(0) if s == 1 else a for a, s in zip(trimmed, x.shape, strict=True))
+
+
+def _whole(operand: Operand) -> bool:
+    """Whether the value lies in one buffer, and nothing else there."""
+    return len(operand.parts) == 1 and len(operand.parts[0].buffers) == 1
 
 
 def _plain(node: Node, buffer: str) -> Operand:

@@ -1,4 +1,4 @@
-"""Convolutions of 8-bit integers against onnxruntime, exactly, with free and fixed sizes."""
+"""Convolutions against onnxruntime, of 8-bit integers exactly, with free and fixed sizes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,38 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
 }
 
 
+#: of floats alone
+FLOATS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "by channel": ((2, 6, 9, 11), (6, 1, 3, 3), {"group": 6, "pads": [1, 1, 1, 1]}),
+    "by channel in steps": (
+        (1, 5, 12, 11),
+        (5, 1, 3, 5),
+        {"group": 5, "pads": [1, 2, 0, 2], "strides": [2, 3], "dilations": [2, 1]},
+    ),
+    "sound by channel": ((1, 4, 40), (4, 1, 7), {"group": 4, "pads": [6, 0]}),
+    "groups in a batch": ((3, 6, 8, 9), (4, 3, 3, 2), {"group": 2, "pads": [0, 1, 2, 0]}),
+    "groups of points": ((2, 6, 5, 4), (9, 2, 1, 1), {"group": 3}),
+    "groups in steps": ((2, 6, 8, 9), (4, 3, 3, 2), {"group": 2, "strides": [2, 1]}),
+    "many channels": ((1, 40, 14, 14), (70, 40, 3, 3), {"pads": [1, 1, 1, 1]}),
+    "volume": ((2, 3, 6, 5, 7), (4, 3, 2, 3, 2), {"pads": [1, 0, 1, 0, 1, 0]}),
+}
+
+
 def _model(name: str, w: Array, free: bool) -> bytes:
-    shape, _, attributes = CASES[name]
-    sizes = [*shape[:2], *("hw"[: len(shape) - 2] if free else shape[2:])]
+    shape, _, attributes = (CASES | FLOATS)[name]
+    sizes = [*shape[:2], *("hwd"[: len(shape) - 2] if free else shape[2:])]
     zeros = [numpy_helper.from_array(np.array(z, "u1"), n) for n, z in (("zx", 131), ("zw", 120))]
+    node = helper.make_node("ConvInteger", ["x", "w", "zx", "zw"], ["y"], **attributes)
+    given, made = TensorProto.UINT8, TensorProto.INT32
+    if w.dtype == np.float32:
+        node = helper.make_node("Conv", ["x", "w", "b"], ["y"], **attributes)
+        given = made = TensorProto.FLOAT
+        zeros = [numpy_helper.from_array(np.arange(w.shape[0], dtype="f4"), "b")]
     graph = helper.make_graph(
-        [helper.make_node("ConvInteger", ["x", "w", "zx", "zw"], ["y"], **attributes)],
+        [node],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, sizes)],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, None)],
+        [helper.make_tensor_value_info("x", given, sizes)],
+        [helper.make_tensor_value_info("y", made, None)],
         [numpy_helper.from_array(w, "w"), *zeros],
     )
     opsets = [helper.make_opsetid("", 13)]
@@ -51,6 +74,23 @@ def test_integers(name: str, free: bool, device: str) -> None:
     shape, kernel, _ = CASES[name]
     rng = np.random.default_rng(len(name))
     x, w = (rng.integers(0, 256, s).astype("u1") for s in (shape, kernel))
+    np.testing.assert_array_equal(*_both(name, x, w, free, device))
+
+
+@pytest.mark.parametrize("device", ["wasm", "webgpu"])
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("name", CASES | FLOATS)
+def test_floats(name: str, free: bool, device: str) -> None:
+    shape, kernel, _ = (CASES | FLOATS)[name]
+    rng = np.random.default_rng(len(name))
+    x, w = (rng.standard_normal(s).astype("f4") for s in (shape, kernel))
+    got, wanted = _both(name, x, w, free, device)
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def _both(name: str, x: Array, w: Array, free: bool, device: str) -> tuple[Array, Array]:
+    """Ours and onnxruntime's."""
     data = _model(name, w, free)
     (wanted,) = onnxruntime.InferenceSession(data).run(None, {"x": x})
 
@@ -58,4 +98,4 @@ def test_integers(name: str, free: bool, device: str) -> None:
         async with await InferenceSession.create(data, execution_providers=[device]) as session:
             return np.asarray((await session.run({"x": x}))["y"])
 
-    np.testing.assert_array_equal(asyncio.run(run()), wanted)
+    return asyncio.run(run()), wanted

@@ -1,11 +1,11 @@
 """c = a @ b: a f32 [..., M, K], b [..., K, N], c f32 [..., M, N], as numpy.matmul broadcasts. b may
-be narrower than f32, have a zero point, and lie turned, [..., N, K].
+be narrower than f32, have a zero point, lie turned, [..., N, K], or be made of shifted rows.
 
 Work is shared out as blocks of rows by panels of columns. A panel of b, ``_DEPTH`` of its rows at a
 time, is copied to the thread's scratch, where its rows lie together; tiles of it stay in registers:
 elements of a, each in all lanes, times four columns a vector. Each output is summed over K in
 order, whatever the shapes and the number of threads. Sizes are arguments: one kernel serves all
-shapes that broadcast alike. A single row reads b in place, but for a turned one.
+shapes that broadcast alike. A single row reads b in place where it lies in rows.
 """
 
 from __future__ import annotations
@@ -49,24 +49,45 @@ def fits(node: Node) -> bool:
 def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """One launch."""
+    """One launch, of ``dot`` or ``dot_stored``."""
+    b = inputs[1]
+    stored = _Stored(b.dtype.name, bool(attrs.get("turned")), attrs.get("zero", 0))
+    return [_launch(inputs, output, context, stored, ())]
+
+
+def rule_shifted(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    """One launch of ``dot_shifted``."""
+    shifts = inputs[1].shape[-1], *(attrs[name] for name in ("taps", "across", "down", "right"))
+    return [_launch(inputs, output, context, _Stored("f32", shifted=True), shifts)]
+
+
+def _launch(
+    inputs: list[Operand],
+    output: Operand,
+    context: Context,
+    stored: _Stored,
+    shifts: tuple[Size, ...],
+) -> WasmLaunch:
+    """``shifts``: elements from channel to channel, taps of a channel, and where they are."""
     a, b = inputs
     (m, k), n = a.shape[-2:], output.shape[-1]
     lead = output.shape[:-2]
-    shared = len(b.shape) == 2 or all(s == 1 for s in b.shape[:-2])
+    shared = product(b.shape[:-2]) == 1
     if shared and product(a.shape[:-2]) == product(lead):
         m, lead = product(a.shape[:-1]), ()  # more rows of one product
     moves = tuple(_moves(x.shape[:-2], lead) for x in inputs)
     vectors = min(_TILE[1], -(-n // 4)) if isinstance(n, int) else _TILE[1]
     relaxed = "relaxed-simd" in context.features
-    stored = _Stored(b.dtype.name, bool(attrs.get("turned")), attrs.get("zero", 0))
     writer = _Dot(moves[0], moves[1], max(1, vectors), relaxed, stored)
     text = "".join("01"[x] + "01"[y] + "_" for x, y in zip(*moves, strict=True))
     name = f"dot_{text}{stored}{writer.vectors}{'_relaxed' if relaxed else ''}"
-    kernel = WasmKernel(name, 4, 3 + len(lead), writer.emit, (2,), writer.scratch)
+    sizes = (m, k, n, *shifts, *lead)
+    kernel = WasmKernel(name, 4, len(sizes), writer.emit, (2,), writer.scratch)
     threads = Dim(plans.THREADS, "host", context.max_threads)
     scratch = context.scratch(threads * writer.scratch)
-    return [WasmLaunch(kernel, (a.buffer, b.buffer, output.buffer, scratch), (m, k, n, *lead))]
+    return WasmLaunch(kernel, (a.buffer, b.buffer, output.buffer, scratch), sizes)
 
 
 def _moves(shape: tuple[Size, ...], lead: tuple[Size, ...]) -> tuple[bool, ...]:
@@ -95,12 +116,13 @@ class _Stored:
     """How b lies in memory."""
 
     dtype: str
-    turned: bool
-    zero: int
+    turned: bool = False
+    zero: int = 0
+    shifted: bool = False
 
     def __str__(self) -> str:
         text = "" if self.dtype == "f32" else f"{self.dtype}_"
-        text += "turned_" if self.turned else ""
+        text += "turned_" if self.turned else "shifted_" if self.shifted else ""
         return text + (f"{self.zero}_".replace("-", "m") if self.zero else "")
 
     @property
@@ -125,6 +147,15 @@ class _Stored:
         return op("f32.convert_i32_s", value - self.zero if self.zero else value)
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """``begin``: elements before a row of a shifted b, of which it is tap ``place`` of ``line``."""
+
+    begin: Local
+    line: Local
+    place: Local
+
+
 class _Dot:
     """Writes one kernel."""
 
@@ -144,6 +175,8 @@ class _Dot:
     def emit(self, function: Function) -> None:
         w = self.w = Writer(function)
         a, b, c, scratch, self.m, self.k, self.n, *lead, tid, threads = w.params
+        count = 5 if self.stored.shifted else 0
+        self.shifts, lead = lead[:count], lead[count:]
         panels = w.let(op("i32.div_u", self.n + (self.wide - 1), self.wide))
         groups = w.let(op("i32.div_u", self.m + (_BLOCK - 1), _BLOCK))
         total: Value = panels * groups
@@ -163,13 +196,20 @@ class _Dot:
             first = w.let(group * _BLOCK)
             a_batch, b_batch = self._batches(batch, lead)
             a_at = a + (a_batch * self.m + first) * self.k_bytes
-            b_at = b + (b_batch * self.k * self.n << self.stored.shift)
+            b_at = b + (b_batch * self._matrix() << self.stored.shift)
             if self.stored.turned:
                 b_at = b_at + column * self.b_bytes
             else:
                 b_at = b_at + (column << self.stored.shift)
             c_at = c + (batch * self.m + first) * self.n_bytes + (column << 2)
             self._task(w.let(a_at), w.let(b_at), w.let(c_at), first, column)
+
+    def _matrix(self) -> Value:
+        """Elements of one b."""
+        if not self.stored.shifted:
+            return self.k * self.n
+        length, taps, *_ = self.shifts
+        return op("i32.div_u", self.k, taps) * length
 
     def _batches(self, batch: Local, lead: list[Local]) -> tuple[Local, Local]:
         """Which matrices of a and of b make matrix ``batch`` of the result."""
@@ -198,8 +238,9 @@ class _Dot:
         alone = w.let(op("i32.gt_s", op("i32.eq", rows, 1), partial))
         with w.function.loop() as again:
             w.set(depth, _least(w, self.k - start, _DEPTH))
-            if self.stored.turned:
-                self._pack_turned(task, start, depth)
+            if self.stored.turned or self.stored.shifted:
+                pack = self._pack_turned if self.stored.turned else self._pack
+                pack(task, start, depth)
                 self._rows(task, start, depth)
             else:
                 with w.if_(alone):
@@ -215,7 +256,9 @@ class _Dot:
     def _pack(self, task: _Task, start: Local, depth: Local) -> None:
         """The panel's rows, one after the other; columns that there are not are 0."""
         w = self.w
-        source = w.let(task.b + start * self.b_bytes)
+        row = self._shifts(start) if self.stored.shifted else None
+        first = row.begin << 2 if row else start * self.b_bytes
+        source = w.let(task.b + first)
         to = w.let(self.panel)
         with w.for_range(0, depth):
             with w.if_(task.partial):
@@ -225,8 +268,36 @@ class _Dot:
                 for v in range(self.vectors):
                     value = self.stored.row(w, source + (4 * v << self.stored.shift))
                     w.do("v128.store", to, value, offset=16 * v, align=16)
-            w.set(source, source + self.b_bytes)
+            if row:
+                self._next_row(row, source)
+            else:
+                w.set(source, source + self.b_bytes)
             w.set(to, to + 4 * self.wide)
+
+    def _shifts(self, k: Local) -> _Row:
+        """Row ``k`` of a shifted b."""
+        w = self.w
+        length, taps, across, down, right = self.shifts
+        channel = w.let(op("i32.div_u", k, taps))
+        tap = w.let(k - channel * taps)
+        line = w.let(op("i32.div_u", tap, across))
+        place = w.let(tap - line * across)
+        begin = w.let(channel * length + line * down + place * right)
+        return _Row(begin, line, place)
+
+    def _next_row(self, row: _Row, source: Local) -> None:
+        """Moves on to the next tap, line of taps, or channel."""
+        w = self.w
+        length, taps, across, down, right = self.shifts
+        w.set(source, source + (right << 2))
+        w.set(row.place, row.place + 1)
+        with w.if_(op("i32.eq", row.place, across)):
+            w.set(row.place, 0)
+            w.set(row.line, row.line + 1)
+            w.set(source, source + ((down - across * right) << 2))
+            with w.if_(op("i32.eq", row.line * across, taps)):
+                w.set(row.line, 0)
+                w.set(source, source + ((length - op("i32.div_u", taps, across) * down) << 2))
 
     def _pack_part(self, source: Local, to: Local, count: Local) -> None:
         """``count`` columns of one row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fanlight.codegen.wasm import argmax, attention, dot, dot_integer, gather, loops, matmul, norm
 from fanlight.codegen.wasm.blocks import STORAGE
@@ -12,8 +13,16 @@ from fanlight.ir import composite
 from fanlight.kernels import bits
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
-from fanlight.kernels.target import Entry, NotYet, Storage, Where, complete
+from fanlight.kernels.target import Context, Entry, NotYet, Operand, Storage, Where, complete
 from fanlight.shapes import Size
+
+
+def _dot_shifted(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    rule = dot.rule_shifted if output.dtype.name == "f32" else dot_integer.rule_shifted
+    return rule(inputs, output, attrs, context)
+
 
 #: ops with templates of their own; every other op is elementwise, movement or reduction
 TEMPLATES: dict[str, Entry] = {
@@ -28,7 +37,7 @@ TEMPLATES: dict[str, Entry] = {
     "dot": Where(dot.fits, dot.rule),
     "dot_stored": Where(dot.fits, dot.rule),
     "dot_integer": Where(dot_integer.fits, dot_integer.rule),
-    "dot_shifted": dot_integer.rule_shifted,
+    "dot_shifted": _dot_shifted,
 }
 
 

@@ -36,11 +36,38 @@ def fits(node: Node) -> bool:
 def rule(
     inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
 ) -> list[Launch]:
-    """One launch."""
+    """One launch of ``dot``."""
+    return [_launch(inputs, output, context, _Rows())]
+
+
+def rule_shifted(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    """One launch of ``dot_shifted``."""
+    tap = f"(k % {attrs['taps']}u)"
+    down, right, length = attrs["down"], attrs["right"], inputs[1].shape[-1]
+    line, place = f"{tap} / {attrs['across']}u", f"{tap} % {attrs['across']}u"
+    shift = f"{line} * {text.size_u32(down)} + {place} * {text.size_u32(right)}"
+    begin = f"k / {attrs['taps']}u * {text.size_u32(length)} + {shift}"
+    matrix = binary("*", inputs[1].shape[-2], length)
+    return [_launch(inputs, output, context, _Rows(begin, matrix, (down, right, length)))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """``begin``: where row ``k`` of b begins. ``matrix``: elements of one b, K N if None.
+    ``sizes``: what both read."""
+
+    begin: str = "k * N"
+    matrix: Size | None = None
+    sizes: tuple[Size, ...] = ()
+
+
+def _launch(inputs: list[Operand], output: Operand, context: Context, rows: _Rows) -> WgslLaunch:
     a, b = inputs
-    sizes = _sizes(a.shape, b.shape, output.shape)
+    sizes = _sizes(a.shape, b.shape, output.shape, rows)
     kernel, grid = _alone(sizes) if CPU in context.features else _tiled(sizes)
-    return [WgslLaunch(kernel, (a.buffer, b.buffer, output.buffer), grid)]
+    return WgslLaunch(kernel, (a.buffer, b.buffer, output.buffer), grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +80,12 @@ class _Sizes:
     batch: tuple[Size, ...]
     a: tuple[Size, ...]
     b: tuple[Size, ...]
+    rows: _Rows
 
     @property
     def all(self) -> tuple[Size, ...]:
-        return (self.m, self.k, self.n, *self.batch)
+        matrix = () if self.rows.matrix is None else (self.rows.matrix,)
+        return (self.m, self.k, self.n, *self.batch, *matrix, *self.rows.sizes)
 
     def starts(self) -> str:
         """Statements that give ``a_first``, ``b_first`` and ``y0``: where the matrices of ``batch``
@@ -72,22 +101,24 @@ class _Sizes:
             lines += ["  left = left / size;", "}"]
         m, k, n = (text.size_u32(s) for s in (self.m, self.k, self.n))
         lines.append(f"let a_first = a_at * {m} * {k};")
-        lines.append(f"let b_first = b_at * {k} * {n};")
+        matrix = self.rows.matrix
+        each = f"{k} * {n}" if matrix is None else text.size_u32(matrix)
+        lines.append(f"let b_first = b_at * {each};")
         lines.append(f"let y0 = batch * {m} * {n};")
         return "\n".join(f"    {line}" for line in lines)
 
 
-def _sizes(a: tuple[Size, ...], b: tuple[Size, ...], y: tuple[Size, ...]) -> _Sizes:
+def _sizes(a: tuple[Size, ...], b: tuple[Size, ...], y: tuple[Size, ...], below: _Rows) -> _Sizes:
     m, k, n = y[-2], a[-1], y[-1]
     rows = product(a[:-1])
     if product(b[:-2]) == 1 and _tiles(rows, TILE_M) <= text.MAX_GROUPS:
-        return _Sizes(rows, k, n, (), (), ())
+        return _Sizes(rows, k, n, (), (), (), below)
     rank = len(y) - 2
 
     def padded(shape: tuple[Size, ...]) -> tuple[Size, ...]:
         return (1,) * (rank + 2 - len(shape)) + shape[:-2]
 
-    return _Sizes(m, k, n, y[:-2], padded(a), padded(b))
+    return _Sizes(m, k, n, y[:-2], padded(a), padded(b), below)
 
 
 def _tiles(size: Size, by: int) -> int:
@@ -140,7 +171,7 @@ def _tiled(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
         f"  if (m + {i}u < M) {{ quad[{i}] = b0[start + (m + {i}u) * K + k]; }}" for i in range(4)
     )
     columns = "\n".join(
-        f"  if (n + {i}u < N) {{ quad[{i}] = b1[start + k * N + n + {i}u]; }}" for i in range(4)
+        f"  if (n + {i}u < N) {{ quad[{i}] = b1[begin + n + {i}u]; }}" for i in range(4)
     )
     stores = "\n".join(map(_store, range(4)))
     body = f"""{_constants(sizes)}
@@ -173,6 +204,7 @@ fn a_quad(start: u32, m: u32, k: u32, M: u32, K: u32) -> vec4<f32> {{ // four ro
 fn b_quad(start: u32, k: u32, n: u32, K: u32, N: u32) -> vec4<f32> {{ // four columns; 0 outside
   var quad = vec4<f32>(0.0);
   if (k >= K) {{ return quad; }}
+  let begin = start + {sizes.rows.begin};
 {columns}
   return quad;
 }}
@@ -188,10 +220,12 @@ def _alone(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
     rows = "\n".join(f"    let row{i} = a_first + min(m + {i}u, M - 1u) * K;" for i in range(4))
     columns = "\n".join(f"    let at{i} = b_first + min(n + {i}u, N - 1u);" for i in range(4))
     step = "\n".join(
-        [f"    y = vec4<f32>({', '.join(f'b1[at{i} + (k + STEP) * N]' for i in range(4))});"]
-        + [f"    sum{i} += b0[row{i} + k + STEP] * y;" for i in range(4)]
+        [f"    begin = {sizes.rows.begin};"]
+        + [f"    y = vec4<f32>({', '.join(f'b1[at{i} + begin]' for i in range(4))});"]
+        + [f"    sum{i} += b0[row{i} + k] * y;" for i in range(4)]
+        + ["    k++;"]
     )
-    steps = "\n".join(step.replace("STEP", f"{i}u") for i in range(_STEPS))
+    steps = "\n".join([step] * _STEPS)
     stores = "\n".join(map(_store, range(4)))
     body = f"""{_constants(sizes)}
   let across = (N + 3u) / 4u;
@@ -206,12 +240,13 @@ def _alone(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
 {columns}
 {zero}
   var y: vec4<f32>;
+  var begin: u32;
   var k = 0u;
-  for (; k + {_STEPS - 1}u < K; k += {_STEPS}u) {{
+  while (k + {_STEPS - 1}u < K) {{
 {steps}
   }}
-  for (; k < K; k++) {{
-{step.replace("STEP", "0u")}
+  while (k < K) {{
+{step}
   }}
 {stores}"""
     places = product((ceildiv(sizes.n, 4), ceildiv(sizes.m, 4), *sizes.batch))

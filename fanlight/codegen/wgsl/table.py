@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fanlight.codegen.wgsl import (
     argmax,
@@ -23,8 +24,25 @@ from fanlight.dtypes import DType
 from fanlight.kernels import bits
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import LoopKernel
-from fanlight.kernels.target import CPU, Entry, NotYet, Storage, Where, complete
+from fanlight.kernels.target import (
+    CPU,
+    Context,
+    Entry,
+    NotYet,
+    Operand,
+    Storage,
+    Where,
+    complete,
+)
 from fanlight.shapes import Size
+
+
+def _dot_shifted(
+    inputs: list[Operand], output: Operand, attrs: Mapping[str, Any], context: Context
+) -> list[Launch]:
+    rule = dot.rule_shifted if output.dtype.name == "f32" else dot_integer.rule_shifted
+    return rule(inputs, output, attrs, context)
+
 
 #: ops with templates of their own; every other op is elementwise, movement or reduction
 TEMPLATES: dict[str, Entry] = {
@@ -42,7 +60,7 @@ TEMPLATES: dict[str, Entry] = {
     "dot": Where(dot.fits, dot.rule),
     "dot_stored": NotYet("products read f32, row by row"),
     "dot_integer": Where(dot_integer.fits, dot_integer.rule),
-    "dot_shifted": Where(dot_integer.fits_shifted, dot_integer.rule_shifted),
+    "dot_shifted": Where(dot_integer.fits_shifted, _dot_shifted),
 }
 
 

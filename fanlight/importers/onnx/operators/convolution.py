@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from fanlight import dtypes
@@ -18,7 +19,111 @@ from fanlight.shapes import Size, binary, product
 
 
 def convolve(x: Node, w: Node, over: Windows, groups: int) -> Node:
-    """x [N, C, *S], w [M, C / groups, *K] → [N, M, *O]."""
+    """x [N, C, *S], w [M, C / groups, *K] → [N, M, *O]. In f32 a product of matrices where that is
+    fast: with x itself, with shifted rows of it, or with the windows' elements put together."""
+    if x.dtype is not dtypes.f32:
+        return _nested(x, w, over, groups)
+    each = binary("//", x.shape[1], groups)
+    if each == 1 and w.shape[0] == groups and math.prod(over.kernel) <= _TAPS:
+        return _by_channel(x, w, over)
+    if set(over.strides) != {1} or len(over.kernel) > 2:
+        return _by_windows(x, w, over, groups)
+    return _by_shifts(x, w, over, groups)
+
+
+_TAPS = 49  # loads of one kernel that are written out
+
+
+def _grouped(w: Node, groups: int) -> Node:
+    """w as [M, C of a group and K], one for each group where there are many."""
+    m, inner = w.shape[0], product(w.shape[1:])
+    return build.reshape(w, (m, inner) if groups == 1 else (groups, binary("//", m, groups), inner))
+
+
+def _ahead(x: Node, groups: int) -> tuple[Size, ...]:
+    """Leading axes of x as :func:`_grouped` wants them."""
+    n, channels = x.shape[:2]
+    return (n, channels) if groups == 1 else (n, groups, binary("//", channels, groups))
+
+
+def _by_shifts(x: Node, w: Node, over: Windows, groups: int) -> Node:
+    """Windows that move one by one: each tap is a shift of the padded image, whose rows lie one
+    behind the other. Places at the end of a row, where the kernel would reach into the next one,
+    are made and dropped."""
+    n, m, taps = x.shape[0], w.shape[0], math.prod(over.kernel)
+    if taps == 1 and not any(over.padded(i) for i in range(len(over.kernel))):
+        made = apply("dot", _grouped(w, groups), _flat(x, groups))
+        return build.reshape(made, (n, m, *over.out))
+    two = len(over.kernel) == 2
+    after = list(over.after)
+    if two and over.kernel[1] > 1:  # the last row's shifts reach behind it
+        after[0] = after[0] + 1
+    padded = build.pad(x, (0, 0, *over.before), (0, 0, *after), 0.0)
+    wide, right = padded.shape[-1], over.dilations[-1]
+    flat = _flat(padded, groups)
+    count = binary("*", over.out[0], wide) if two else over.out[-1]
+    made = apply(
+        "dot_shifted", _grouped(w, groups), flat, taps=taps, across=over.kernel[-1],
+        down=binary("*", over.dilations[0], wide) if two else 0, right=right, count=count,
+    )  # fmt: skip
+    if not two:
+        return build.reshape(made, (n, m, *over.out))
+    rows = build.reshape(made, (n, m, over.out[0], wide))
+    return build.part(rows, 3, 0, over.out[1])
+
+
+def _flat(x: Node, groups: int) -> Node:
+    return build.reshape(x, (*_ahead(x, groups), product(x.shape[2:])))
+
+
+def _by_windows(x: Node, w: Node, over: Windows, groups: int) -> Node:
+    """The windows' elements as a matrix [C of a group and K, O]."""
+    count = len(over.kernel)
+    n, m = x.shape[0], w.shape[0]
+    ahead = _ahead(x, groups)
+    rank = len(ahead) + 2 * count
+    places, inside = over.places(rank, len(ahead) + count, len(ahead))
+    image = build.reshape(x, (*ahead, *x.shape[2:]))
+    along = [build.along(i, rank, size) for i, size in enumerate(ahead)]
+    values = build.take(image, *along, *places)
+    if inside is not None:
+        values = build.where(inside, values, 0.0)
+    shape = (*ahead[:-1], product((ahead[-1], *over.kernel)), product(over.out))
+    made = apply("dot", _grouped(w, groups), build.reshape(values, shape))
+    return build.reshape(made, (n, m, *over.out))
+
+
+def _by_channel(x: Node, w: Node, over: Windows) -> Node:
+    """Each channel by itself: the taps' sum, written out."""
+    count = len(over.kernel)
+    rank = 2 + count
+    padded = build.pad(x, (0, 0, *over.before), (0, 0, *over.after), 0.0)
+    ahead = [build.along(i, rank, size) for i, size in enumerate(x.shape[:2])]
+    total: Node | None = None
+    for tap in itertools.product(*map(range, over.kernel)):
+        starts = [k * d for k, d in zip(tap, over.dilations, strict=True)]
+        values, factor = padded, w
+        for i, k in enumerate(tap):
+            factor = build.part(factor, 2 + i, k, 1)
+        if set(over.strides) == {1}:
+            for i, start in enumerate(starts):
+                values = build.part(values, 2 + i, start, over.out[i])
+        else:
+            steps = [
+                do("mul", build.along(2 + i, rank, over.out[i]), over.strides[i])
+                for i in range(count)
+            ]
+            places = [do("add", step, start) for step, start in zip(steps, starts, strict=True)]
+            values = build.take(padded, *ahead, *places)
+        factor = build.reshape(factor, (w.shape[0], *(1,) * count))
+        part = do("mul", values, factor)
+        total = part if total is None else do("add", total, part)
+    assert total is not None
+    return total
+
+
+def _nested(x: Node, w: Node, over: Windows, groups: int) -> Node:
+    """A sum over windows in one kernel, for any dtype."""
     count = len(over.kernel)
     n, channels = x.shape[:2]
     m = w.shape[0]
