@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 from fanlight import dtypes
@@ -24,14 +23,11 @@ def convolve(x: Node, w: Node, over: Windows, groups: int) -> Node:
     if x.dtype is not dtypes.f32:
         return _nested(x, w, over, groups)
     each = binary("//", x.shape[1], groups)
-    if each == 1 and w.shape[0] == groups and math.prod(over.kernel) <= _TAPS:
+    if each == 1 and w.shape[0] == groups and over.few():
         return _by_channel(x, w, over)
     if set(over.strides) != {1} or len(over.kernel) > 2:
         return _by_windows(x, w, over, groups)
     return _by_shifts(x, w, over, groups)
-
-
-_TAPS = 49  # loads of one kernel that are written out
 
 
 def _grouped(w: Node, groups: int) -> Node:
@@ -95,27 +91,12 @@ def _by_windows(x: Node, w: Node, over: Windows, groups: int) -> Node:
 
 def _by_channel(x: Node, w: Node, over: Windows) -> Node:
     """Each channel by itself: the taps' sum, written out."""
-    count = len(over.kernel)
-    rank = 2 + count
-    padded = build.pad(x, (0, 0, *over.before), (0, 0, *over.after), 0.0)
-    ahead = [build.along(i, rank, size) for i, size in enumerate(x.shape[:2])]
     total: Node | None = None
-    for tap in itertools.product(*map(range, over.kernel)):
-        starts = [k * d for k, d in zip(tap, over.dilations, strict=True)]
-        values, factor = padded, w
+    for tap, values in over.taps(x, 0.0):
+        factor = w
         for i, k in enumerate(tap):
             factor = build.part(factor, 2 + i, k, 1)
-        if set(over.strides) == {1}:
-            for i, start in enumerate(starts):
-                values = build.part(values, 2 + i, start, over.out[i])
-        else:
-            steps = [
-                do("mul", build.along(2 + i, rank, over.out[i]), over.strides[i])
-                for i in range(count)
-            ]
-            places = [do("add", step, start) for step, start in zip(steps, starts, strict=True)]
-            values = build.take(padded, *ahead, *places)
-        factor = build.reshape(factor, (w.shape[0], *(1,) * count))
+        factor = build.reshape(factor, (w.shape[0], *(1,) * len(tap)))
         part = do("mul", values, factor)
         total = part if total is None else do("add", total, part)
     assert total is not None

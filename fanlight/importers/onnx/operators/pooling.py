@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
 from fanlight.importers.onnx.operators.indexing import scatter
@@ -32,6 +34,17 @@ def _spread(x: Node, over: Windows, outside: float) -> tuple[Node, list[int]]:
     return values, list(range(2 + count, rank))
 
 
+def _pooled(kind: Literal["max", "sum"], x: Node, over: Windows, outside: float) -> Node:
+    """The largest, or the sum, of each window."""
+    if not over.few():
+        values, axes = _spread(x, over, outside)
+        return build.reduce(kind, values, axes, keep=False)
+    (_, total), *others = over.taps(x, outside)
+    for _, values in others:
+        total = do("max" if kind == "max" else "add", total, values)
+    return total
+
+
 @op("MaxPool", attrs=f"{ATTRS} ceil_mode storage_order")
 def _max_pool(call: Call) -> Node | tuple[Node, ...]:
     x = call[0]
@@ -39,8 +52,7 @@ def _max_pool(call: Call) -> Node | tuple[Node, ...]:
     lowest = _LOWEST.get(x.dtype.name)
     if lowest is None:
         call.fail("elements of this type", got=x.dtype)
-    values, axes = _spread(x, over, lowest)
-    best = build.reduce("max", values, axes, keep=False)
+    best = _pooled("max", x, over, lowest)
     return (best, _indices(call, x, over, best)) if call.wants(1) else best
 
 
@@ -76,8 +88,7 @@ def _average_pool(call: Call) -> Node:
     x = call[0]
     kind = wide(x.dtype)
     over = windows(call, x.shape[2:], call.attr_ints("kernel_shape"))
-    values, axes = _spread(cast(x, kind), over, 0)
-    total = build.reduce("sum", values, axes, keep=False)
+    total = _pooled("sum", cast(x, kind), over, 0)
     count = _counted(over, call.attr_bool("count_include_pad", False), kind)
     return cast(do("div", total, count), x.dtype)
 

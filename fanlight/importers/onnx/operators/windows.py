@@ -6,6 +6,8 @@ looks at, as i32 nodes ready for ``take``, whether they lie inside, and the outp
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
 from fanlight.shapes import Size, binary
 
+_TAPS = 49  # loads of one kernel that are written out
 ATTRS = "auto_pad dilations kernel_shape pads strides"
 
 
@@ -50,6 +53,37 @@ class Windows:
                 at = build.clamp(at, size)
             found.append(at)
         return found, inside
+
+    def few(self) -> bool:
+        """Whether a kernel may have all taps written out."""
+        return math.prod(self.kernel) <= _TAPS
+
+    def taps(self, x: Node, outside: float) -> list[tuple[tuple[int, ...], Node]]:
+        """Each tap of the kernel, and the elements of x [N, C, *S] there, [N, C, *O]: neighbours
+        stay neighbours, so that they are read side by side where the strides are 1."""
+        count = len(self.kernel)
+        behind: list[Size] = []
+        for i, size in enumerate(self.sizes):
+            reach = (self.out[i] - 1) * self.strides[i] + (self.kernel[i] - 1) * self.dilations[i]
+            behind.append(binary("max", self.after[i], reach + 1 - self.before[i] - size))
+        image = build.pad(x, (0, 0, *self.before), (0, 0, *behind), outside)
+        rank = 2 + count
+        ahead = [build.along(i, rank, size) for i, size in enumerate(x.shape[:2])]
+        steps = [
+            do("mul", build.along(2 + i, rank, self.out[i]), self.strides[i]) for i in range(count)
+        ]
+        found: list[tuple[tuple[int, ...], Node]] = []
+        for tap in itertools.product(*map(range, self.kernel)):
+            starts = [k * d for k, d in zip(tap, self.dilations, strict=True)]
+            values = image
+            if set(self.strides) == {1}:
+                for i, start in enumerate(starts):
+                    values = build.part(values, 2 + i, start, self.out[i])
+            else:
+                places = [do("add", a, b) for a, b in zip(steps, starts, strict=True)]
+                values = build.take(image, *ahead, *places)
+            found.append((tap, values))
+        return found
 
     def padded(self, axis: int) -> bool:
         """Whether a window may reach outside."""
