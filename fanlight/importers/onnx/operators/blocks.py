@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
 from fanlight.importers.onnx.operators.linear import matmul
@@ -13,10 +15,11 @@ from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
 
 
-def _bits(packed: Node, row: Node, column: Node, bits: int) -> Node:
-    """Elements of bytes [N, M] that hold 8 / bits each, the first in the lowest bits; i32."""
+def bits_at(packed: Node, places: Sequence[Node], column: Node, bits: int) -> Node:
+    """Elements of bytes […, M] that hold 8 / bits each along the last axis, the first in the lowest
+    bits, at ``places`` of the axes before that; i32."""
     each = 8 // bits
-    byte = cast(build.take(packed, row, do("div", column, each)), dtypes.i32)
+    byte = cast(build.take(packed, *places, do("div", column, each)), dtypes.i32)
     shift = do("mul", do("mod", column, each), bits)
     return do("bitand", do("shr", byte, shift), (1 << bits) - 1)
 
@@ -36,7 +39,7 @@ def _matmul_bits(call: Call) -> Node:
     kind = wide(a.dtype)
     row, column = build.along(0, 2, n), build.along(1, 2, k)
     flat = build.reshape(packed, (n, blocks * (block * bits // 8)))
-    values = cast(_bits(flat, row, column, bits), kind)
+    values = cast(bits_at(flat, [row], column, bits), kind)
     at = do("div", column, block)
     if zeros is None:
         zero: Node | float = float(1 << bits - 1)
@@ -44,7 +47,7 @@ def _matmul_bits(call: Call) -> Node:
         zero = build.take(cast(build.reshape(zeros, (n, blocks)), kind), row, at)
     else:
         held = build.reshape(zeros, (n, -(-blocks * bits // 8)))
-        zero = cast(_bits(held, row, at, bits), kind)
+        zero = cast(bits_at(held, [row], at, bits), kind)
     scale = build.take(cast(build.reshape(scales, (n, blocks)), kind), row, at)
     weights = do("mul", do("sub", values, zero), scale)
     made = matmul(call, cast(a, kind), build.transpose(weights))
