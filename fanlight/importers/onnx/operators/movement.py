@@ -41,7 +41,8 @@ def _reshape(call: Call) -> Node:
     if -1 in shape:
         at = shape.index(-1)
         rest = product([s for i, s in enumerate(shape) if i != at])
-        if any(dim.least == 0 for dim in dims_of(rest)):
+        exact = rest != 0 and binary("%", product(x.shape), rest) == 0  # whatever the symbols are
+        if not exact and any(dim.least == 0 for dim in dims_of(rest)):
             rest = binary("max", rest, 1)
         shape[at] = 0 if rest == 0 else binary("//", product(x.shape), rest)
     elif product(x.shape) != product(shape):

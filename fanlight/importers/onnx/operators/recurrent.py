@@ -9,8 +9,9 @@ from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
 from fanlight.importers.onnx.loops import sequence
 from fanlight.importers.onnx.operators.elementwise import softplus
+from fanlight.importers.onnx.operators.quantization import dynamically, integer_product
 from fanlight.importers.onnx.operators.reduction import wide
-from fanlight.importers.onnx.registry import Result, op
+from fanlight.importers.onnx.registry import MICROSOFT, Result, op
 from fanlight.ir import build
 from fanlight.ir.build import cast
 from fanlight.ir.build import op as do
@@ -53,21 +54,49 @@ def _activation(call: Call, name: str, alpha: float | None, beta: float | None) 
     return lambda x: do("div", x, do("add", apply("abs", x), 1.0))
 
 
-@dataclass(slots=True)
-class _Layer:
-    """One direction. ``x`` [S, B, I]; ``w`` [G H, I], ``r`` [G H, H], ``bias`` [2 G H];
-    ``peepholes`` [3 H]; ``lengths`` [B]. Sums of the sequence are one product for all steps."""
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    """``weights`` [G H, I]."""
+
+    weights: Node
+
+    def times(self, x: Node) -> Node:
+        """[…, I] → […, G H]."""
+        return apply("dot", x, build.transpose(self.weights))
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantised:
+    """``weights`` [I, G H] of 8 bits, times ``scale``, less ``zero``, of each one or G H. What they
+    are multiplied with is made 8 bits first, in the range of all of it."""
 
     call: Call
+    weights: Node
+    scale: Node
+    zero: Node | None
+
+    def times(self, x: Node) -> Node:
+        """[…, I] → […, G H]."""
+        whole, scale, zero = dynamically(x)
+        made = integer_product(self.call, whole, zero, self.weights, self.zero)
+        return do("mul", cast(made, dtypes.f32), do("mul", scale, self.scale))
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One direction. ``x`` [S, B, I]; ``bias`` [2 G H]; ``peepholes`` [3 H]; ``lengths`` [B]. Sums
+    of the sequence are one product for all steps."""
+
+    call: Call
+    name: str
     x: Node
-    w: Node
-    r: Node
+    w: _Dense | _Quantised
+    r: _Dense | _Quantised
     bias: Node | None
     peepholes: Node | None
     lengths: Node | None
     functions: Sequence[Function]
     hidden: int
-    gates: int
 
     def clipped(self, x: Node) -> Node:
         limit = self.call.attr_float("clip", 0.0)
@@ -78,18 +107,18 @@ class _Layer:
         return build.part(x, -1, number * self.hidden, self.hidden)
 
     def bias_of(self, first: int) -> Node | None:
-        count = self.gates * self.hidden
+        count = _GATES[self.name] * self.hidden
         return None if self.bias is None else build.part(self.bias, 0, first * count, count)
 
     def inputs(self) -> Node:
         """x wᵀ + its bias: [S, B, G H]."""
-        made = apply("dot", self.x, build.transpose(self.w))
+        made = self.w.times(self.x)
         bias = self.bias_of(0)
         return made if bias is None else do("add", made, bias)
 
     def recurrence(self, h: Node) -> Node:
         """h rᵀ + its bias: [B, G H]."""
-        made = apply("dot", h, build.transpose(self.r))
+        made = self.r.times(h)
         bias = self.bias_of(1)
         return made if bias is None else do("add", made, bias)
 
@@ -111,11 +140,10 @@ class _Layer:
 
     def step(self, given: Node, states: list[Node]) -> list[Node]:
         """The next states from ``given`` [B, G H]."""
-        name = self.call.node.op_type
-        if name == "RNN":
+        if self.name == "RNN":
             total = do("add", given, self.recurrence(states[0]))
             return [self.functions[0](self.clipped(total))]
-        return self.gru(given, states[0]) if name == "GRU" else self.lstm(given, *states)
+        return self.gru(given, states[0]) if self.name == "GRU" else self.lstm(given, *states)
 
     def gru(self, given: Node, h: Node) -> list[Node]:
         """Gates z, r, h."""
@@ -127,8 +155,9 @@ class _Layer:
         if self.call.attr_int("linear_before_reset", 0):
             inner = do("mul", reset, self.part(back, 2))
         else:
-            weights = build.part(self.r, 0, 2 * self.hidden, self.hidden)
-            inner = apply("dot", do("mul", reset, h), build.transpose(weights))
+            assert isinstance(self.r, _Dense)
+            weights = build.part(self.r.weights, 0, 2 * self.hidden, self.hidden)
+            inner = _Dense(weights).times(do("mul", reset, h))
             bias = self.bias_of(1)
             inner = inner if bias is None else do("add", inner, self.part(bias, 2))
         new = g(self.clipped(do("add", n, inner)))
@@ -162,33 +191,59 @@ _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 @op("GRU", 7, attrs=_ATTRS)
 @op("LSTM", 7, attrs=_ATTRS)
 def _recurrent(call: Call) -> Result:
-    name, dtype = call.node.op_type, call[0].dtype
+    kind = wide(call[0].dtype)
+
+    def weights(at: int, number: int) -> _Dense:
+        found = _own(call, at, number)
+        assert found is not None
+        return _Dense(cast(found, kind))
+
+    hidden = int(str(call[2].shape[2]))
+    return _layers(call, call.node.op_type, hidden, weights)
+
+
+@op("DynamicQuantizeLSTM", domain=MICROSOFT, attrs=_ATTRS)
+def _quantised_lstm(call: Call) -> Result:
+    """An LSTM of 8-bit weights w [D, I, 4 H], r [D, H, 4 H], with scales and zero points [D] or
+    [D, 4 H]."""
+
+    def weights(at: int, number: int) -> _Quantised:
+        found, scale, zero = (_own(call, i, number) for i in (at, 6 + 2 * at, 7 + 2 * at))
+        assert found is not None and scale is not None
+        return _Quantised(call, found, scale, zero)
+
+    return _layers(call, "LSTM", int(str(call[2].shape[1])), weights)
+
+
+def _own(call: Call, at: int, number: int) -> Node | None:
+    """Input ``at`` of direction ``number``."""
+    found = call.get(at)
+    return None if found is None else build.squeeze(build.part(found, 0, number, 1), [0])
+
+
+def _layers(
+    call: Call, name: str, hidden: int, weights: Callable[[int, int], _Dense | _Quantised]
+) -> Result:
+    """All directions. ``weights``: input 1 or 2 of one of them."""
+    dtype = call[0].dtype
     kind = wide(dtype)
     batch_first = bool(call.attr_int("layout", 0))
     x = cast(call[0], kind)
     x = build.transpose(x, 0, 1) if batch_first else x
     direction = call.attr_string("direction", "forward")
     ways = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
-    hidden = call.attr_int("hidden_size", 0) or int(str(call[2].shape[2]))
-    functions = _functions(call, len(ways))
+    hidden = call.attr_int("hidden_size", 0) or hidden
+    functions = _functions(call, name, len(ways))
     kinds = 2 if name == "LSTM" else 1
     rows, ends = [], []
     for number, backward in enumerate(ways):
-
-        def own(at: int, number: int = number) -> Node | None:
-            """Input ``at`` of this direction."""
-            found = call.get(at)
-            if found is None:
-                return None
-            return cast(build.squeeze(build.part(found, 0, number, 1), [0]), kind)
-
-        w, r = own(1), own(2)
-        assert w is not None and r is not None
+        bias, peepholes = (_own(call, at, number) for at in (3, 7))
         lengths = call.get(4)
         layer = _Layer(
-            call, x, w, r, own(3), own(7) if name == "LSTM" else None,
-            None if lengths is None else cast(lengths, dtypes.i32),
-            functions[number], hidden, _GATES[name],
+            call, name, x, weights(1, number), weights(2, number),
+            None if bias is None else cast(bias, kind),
+            None if peepholes is None or name != "LSTM" else cast(peepholes, kind),
+            None if lengths is None else cast(lengths, dtypes.i32), functions[number], hidden,
         )  # fmt: skip
         states = []
         for at in range(5, 5 + kinds):
@@ -211,17 +266,17 @@ def _recurrent(call: Call) -> Result:
     return cast(whole, dtype), *finals
 
 
-def _functions(call: Call, ways: int) -> list[list[Function]]:
+def _functions(call: Call, name: str, ways: int) -> list[list[Function]]:
     """The activations of each direction."""
-    defaults = _DEFAULTS[call.node.op_type]
+    defaults = _DEFAULTS[name]
     names = call.attr_strings("activations", defaults * ways)
     alphas = list(call.attr_floats("activation_alpha", ()))
     betas = list(call.attr_floats("activation_beta", ()))
     takes_alpha = ("LeakyRelu", "HardSigmoid", "Affine", "ScaledTanh", "ThresholdedRelu", "Elu")
     found = []
-    for name in names:
-        alpha = alphas.pop(0) if alphas and name in takes_alpha else None
-        beta = betas.pop(0) if betas and name in ("HardSigmoid", "Affine", "ScaledTanh") else None
-        found.append(_activation(call, name, alpha, beta))
+    for kind in names:
+        alpha = alphas.pop(0) if alphas and kind in takes_alpha else None
+        beta = betas.pop(0) if betas and kind in ("HardSigmoid", "Affine", "ScaledTanh") else None
+        found.append(_activation(call, kind, alpha, beta))
     count = len(defaults)
     return [found[i * count : (i + 1) * count] for i in range(ways)]

@@ -1,6 +1,7 @@
 """Resize and Upsample: one axis after the other, by a table of places and weights.
 
-The tables are made while importing, from sizes that must be known.
+The tables are made while importing. Of axes whose sizes only the run knows, places are computed
+there, as exact quotients of integers.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 from fanlight import dtypes
 from fanlight.importers.onnx.call import Call
@@ -16,7 +19,7 @@ from fanlight.ir import build
 from fanlight.ir.build import axis_of, cast
 from fanlight.ir.build import op as do
 from fanlight.ir.graph import Node
-from fanlight.shapes import Size
+from fanlight.shapes import Size, binary
 
 Mapping = Callable[[int], float]
 
@@ -137,6 +140,61 @@ def _along(call: Call, x: Node, number: int, axis: _Axis, mode: str) -> Node:
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class _FreeAxis:
+    """Output place i lies at the input's (i ``step`` + ``first``) / ``whole``."""
+
+    size: Size
+    out: Size
+    step: Size
+    first: Size
+    whole: Size
+
+
+def _free_axis(call: Call, transform: str, size: Size, out: Size, p: Size, q: Size) -> _FreeAxis:
+    """For a scale of p / q."""
+    if transform == "asymmetric":
+        return _FreeAxis(size, out, q, 0, p)
+    if transform == "align_corners":
+        return _FreeAxis(size, out, size - 1, 0, binary("max", out - 1, 1))
+    if transform not in ("half_pixel", "pytorch_half_pixel"):
+        call.fail("a size that is free is resized", got=transform)
+    return _FreeAxis(size, out, 2 * q, q - p, 2 * p)
+
+
+def _ratio(scale: Fraction) -> tuple[int, int]:
+    """A scale as exporters meant it, before it was rounded to 32 bits."""
+    return scale.limit_denominator(4096).as_integer_ratio()
+
+
+def _along_free(call: Call, x: Node, number: int, axis: _FreeAxis, mode: str, rule: str) -> Node:
+    """``nearest``, by a ``rule`` to round, and ``linear``."""
+    rank = len(x.shape)
+    step, first, whole = (build.size(v, dtypes.i32) for v in (axis.step, axis.first, axis.whole))
+    place = do("add", do("mul", build.along(number, rank, axis.out), step), do("add", first, whole))
+    base = do("sub", do("div", place, whole), 1)  # first is more than -whole
+    rest = do("mod", place, whole)
+    if mode == "linear":
+        weight = do("div", cast(rest, x.dtype), cast(whole, x.dtype))
+        low, high = (
+            build.take_along(x, number, build.clamp(at, axis.size))
+            for at in (base, do("add", base, 1))
+        )
+        return do("add", low, do("mul", do("sub", high, low), weight))
+    double = do("mul", rest, 2)
+    tests = {
+        "floor": None,
+        "ceil": do("gt", rest, 0),
+        "round_prefer_floor": do("gt", double, whole),
+        "round_prefer_ceil": do("ge", double, whole),
+    }
+    if mode != "nearest" or rule not in tests:
+        call.fail("a size that is free is resized", got=f"{mode}, {rule}")
+    up = tests[rule]
+    near = base if up is None else do("add", base, cast(up, dtypes.i32))
+    return build.take_along(x, number, build.clamp(near, axis.size))
+
+
 _ATTRS = """antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside
 extrapolation_value keep_aspect_ratio_policy mode nearest_mode"""
 
@@ -181,14 +239,18 @@ def _resized(
     for i, axis in enumerate(axes):
         size, out, scale = shape[i], outs[i], scales[i]
         region = (roi[i], roi[i + len(axes)])
-        same = size == out or not isinstance(size, int)
-        if same and scale == 1.0 and region == (0.0, 1.0):
+        if size == out and scale == 1 and region == (0.0, 1.0):
             continue
-        if not isinstance(size, int):
-            call.fail("a size that is free is resized", got=str(size))
-        found = _Axis(size, out, scale, _mapping(transform, size, out, scale, region))
+        if not isinstance(size, int) or not isinstance(out, int):
+            p, q = (out, size) if scale is None else _ratio(scale)
+            free = _free_axis(call, transform, size, out, p, q)
+            rule = call.attr_string("nearest_mode", "round_prefer_floor")
+            made = _along_free(call, made, axis, free, mode, "floor" if old else rule)
+            continue
+        factor = float(Fraction(out, size) if scale is None else scale)
+        found = _Axis(size, out, factor, _mapping(transform, size, out, factor, region))
         if old and mode == "nearest":
-            floor = [min(int(i / scale), size - 1) for i in range(out)]
+            floor = [min(int(i / factor), size - 1) for i in range(out)]
             behind = (1,) * (rank - 1 - axis)
             made = build.take_along(made, axis, build.constant(floor, dtypes.i32, (out, *behind)))
         else:
@@ -200,32 +262,32 @@ def _resized(
 
 def _wanted(
     call: Call, shape: Sequence[Size], scales_at: int | None, sizes_at: int | None
-) -> tuple[list[float], list[int]]:
-    """Scale and size of each axis."""
+) -> tuple[list[Fraction | None], list[Size]]:
+    """Scale and size of each axis; no scale where it is the quotient of the sizes."""
     if sizes_at is not None and call.get(sizes_at) is not None and call[sizes_at].shape != (0,):
-        sizes = call.sizes(sizes_at, "the sizes")
-        scales = []
-        for size, out in zip(shape, sizes, strict=True):
-            if size != out and not (isinstance(size, int) and isinstance(out, int)):
-                call.fail("a size that is free is resized", got=str(size))
-            same = size == out
-            scales.append(1.0 if same else out / size)  # type: ignore[operator]
+        outs = call.sizes(sizes_at, "the sizes")
         policy = call.attr_string("keep_aspect_ratio_policy", "stretch")
-        if policy != "stretch":
-            one = min(scales) if policy == "not_larger" else max(scales)
-            scales = [one] * len(scales)
-            return scales, [math.floor(one * int(str(s)) + 0.5) for s in shape]
-        return scales, [int(str(out)) if isinstance(out, int) else 0 for out in sizes]
+        if policy == "stretch":
+            same = [Fraction(1) if a == b else None for a, b in zip(shape, outs, strict=True)]
+            return [*same], [*outs]
+        known = [s for s in (*shape, *outs) if isinstance(s, int)]
+        if len(known) < 2 * len(shape):
+            call.fail("a size that is free is resized", got=policy)
+        ratios = [Fraction(b, a) for a, b in zip(known, known[len(shape) :], strict=False)]
+        one = min(ratios) if policy == "not_larger" else max(ratios)
+        return [one] * len(shape), [
+            math.floor(one * a + Fraction(1, 2)) for a in known[: len(shape)]
+        ]
     if scales_at is None:
-        given = list(call.attr_floats("scales"))
+        numbers: Sequence[Any] = call.attr_floats("scales")
     else:
-        given = [float(v) for v in call.numbers(scales_at, "the scales")]
+        numbers = call.numbers(scales_at, "the scales")
+    scales = [Fraction(float(v)) for v in numbers]
     outs = []
-    for size, scale in zip(shape, given, strict=True):
+    for size, scale in zip(shape, scales, strict=True):
         if isinstance(size, int):
-            outs.append(math.floor(size * scale))
-        elif scale == 1.0:
-            outs.append(0)
+            outs.append(math.floor(size * float(scale)))
         else:
-            call.fail("a size that is free is resized", got=str(size))
-    return given, outs
+            p, q = _ratio(scale)
+            outs.append(binary("//", size * p, q))
+    return [*scales], [*outs]

@@ -129,8 +129,9 @@ def _real_inverse(x: Node, axis: int, have: int, length: int) -> Node:
 
 @op("STFT", 17, attrs="onesided")
 def _stft(call: Call) -> Node:
-    """x [B, L, 1 or 2] → [B, frames, bins, 2]."""
+    """x [B, L, 1 or 2], or [B, L] as onnxruntime takes it, → [B, frames, bins, 2]."""
     x, window = call[0], call.get(2)
+    x = build.unsqueeze(x, [2]) if len(x.shape) == 2 else x
     step = call.ints(1, "the step")[0]
     if call.get(3) is not None:
         length = call.ints(3, "the frame's length")[0]
