@@ -73,7 +73,7 @@ class Builder:
         opset = helper.make_opsetid("", OPSET)
         made = helper.make_model(graph, opset_imports=[opset], ir_version=8)
         onnx.checker.check_model(made, full_check=True)
-        return made.SerializeToString()
+        return bytes(made.SerializeToString())
 
     def image(self, side: int) -> Array:
         """``[1, 3, side, side]``."""

@@ -37,6 +37,16 @@ def test_embed_layer_normalization(name: str) -> None:
     check("EmbedLayerNormalization", inputs, attributes, outputs)
 
 
+def test_matmul_bits_by_groups() -> None:
+    """Each place of K names its block."""
+    inputs: list[Array | None] = [
+        _normal(3, 64), RNG.integers(0, 256, (5, 4, 8)).astype("u1"), _normal(5, 4),
+        None, RNG.integers(0, 4, 64).astype("i4"),
+    ]  # fmt: skip
+    sizes = {"K": 64, "N": 5, "bits": 4, "block_size": 16}
+    check("MatMulNBits", inputs, sizes, fixed=[1, 2, 4])
+
+
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gather_block_quantized(bits: int, zeros: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Union
 
 from fanlight.ir.graph import Node
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Result: TypeAlias = Union[Node, tuple[Union[Node, None], ...]]
 Function: TypeAlias = "Callable[[Call], Result]"
+Written = TypeVar("Written", bound=Function)
 MICROSOFT = "com.microsoft"
 
 
@@ -43,11 +44,11 @@ def op(
     *,
     attrs: str = "",
     domain: str = "",
-) -> Callable[[Function], Function]:
+) -> Callable[[Written], Written]:
     """Puts a function into the table. ``attrs``: names of the attributes that it knows; any other
     one is refused."""
 
-    def put(function: Function) -> Function:
+    def put(function: Written) -> Written:
         rows = OPERATORS.setdefault((domain, name), [])
         rows.append(Operator(name, domain, since, until, frozenset(attrs.split()), function))
         rows.sort(key=lambda row: row.since)

@@ -29,8 +29,6 @@ def _matmul_bits(call: Call) -> Node:
     """a […, K] times the transposed [N, K], which is kept in blocks along K: bytes
     [N, blocks, bytes of a block], a scale each, and a zero point, packed or a number."""
     a, packed, scales, zeros = call[0], call[1], call[2], call.get(3)
-    if call.get(4) is not None:
-        call.fail("an order of groups (g_idx)")
     k, n = call.attr_int("K"), call.attr_int("N")
     bits, block = call.attr_int("bits", 4), call.attr_int("block_size")
     if bits not in (2, 4, 8):
@@ -41,6 +39,11 @@ def _matmul_bits(call: Call) -> Node:
     flat = build.reshape(packed, (n, blocks * (block * bits // 8)))
     values = cast(bits_at(flat, [row], column, bits), kind)
     at = do("div", column, block)
+    if call.get(4) is not None:
+        if zeros is not None:
+            call.fail("zero points beside an order of groups (g_idx)")
+        # [1, K]: the block that each place belongs to
+        at = build.reshape(cast(call[4], dtypes.i32), (1, k))
     if zeros is None:
         zero: Node | float = float(1 << bits - 1)
     elif zeros.dtype.kind == "float":

@@ -144,7 +144,8 @@ def kernel_of(call: Call, w: Node) -> list[int]:
 
 
 @op("Conv", attrs=f"{ATTRS} group")
-def _conv(call: Call) -> Node:
+def conv(call: Call) -> Node:
+    """x [N, C, *S], w [O, C / groups, *K], a bias [O]."""
     x, w, bias = call[0], call[1], call.get(2)
     groups = call.attr_int("group", 1)
     call.same(x.shape[1], binary("*", w.shape[1], groups), "channels")

@@ -35,7 +35,8 @@ def _matmul(call: Call) -> Node:
 
 
 @op("Gemm", 7, attrs="alpha beta transA transB")
-def _gemm(call: Call) -> Node:
+def gemm(call: Call) -> Node:
+    """alpha a b + beta c."""
     a, b, c = call[0], call[1], call.get(2)
     a = build.transpose(a) if call.attr_bool("transA", False) else a
     b = build.transpose(b) if call.attr_bool("transB", False) else b

@@ -7,7 +7,7 @@ import math
 from fanlight import dtypes
 from fanlight.errors import FormatError
 from fanlight.importers.onnx.call import Call
-from fanlight.importers.onnx.registry import op
+from fanlight.importers.onnx.registry import MICROSOFT, op
 from fanlight.ir import build
 from fanlight.ir.build import axis_of, cast
 from fanlight.ir.build import op as do
@@ -347,6 +347,7 @@ def _space_to_depth(call: Call) -> Node:
 
 
 @op("Trilu", 14, attrs="upper")
+@op("Trilu", domain=MICROSOFT, attrs="upper")
 def _trilu(call: Call) -> Node:
     x, upper = call[0], call.attr_bool("upper", True)
     rank = len(x.shape)

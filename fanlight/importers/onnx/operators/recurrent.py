@@ -24,7 +24,9 @@ linear_before_reset input_forget output_sequence"""
 _PLAIN = {"Sigmoid": "sigmoid", "Tanh": "tanh"}
 
 
-def _activation(call: Call, name: str, alpha: float | None, beta: float | None) -> Function:
+def activation(call: Call, name: str, alpha: float | None, beta: float | None) -> Function:
+    """An activation by ONNX's name; raises UnsupportedError for another."""
+
     def value(given: float | None, default: float) -> float:
         return default if given is None else given
 
@@ -277,6 +279,6 @@ def _functions(call: Call, name: str, ways: int) -> list[list[Function]]:
     for kind in names:
         alpha = alphas.pop(0) if alphas and kind in takes_alpha else None
         beta = betas.pop(0) if betas and kind in ("HardSigmoid", "Affine", "ScaledTanh") else None
-        found.append(_activation(call, kind, alpha, beta))
+        found.append(activation(call, kind, alpha, beta))
     count = len(defaults)
     return [found[i * count : (i + 1) * count] for i in range(ways)]
