@@ -91,7 +91,10 @@ def test_floats(name: str, free: bool, device: str) -> None:
 
 def _both(name: str, x: Array, w: Array, free: bool, device: str) -> tuple[Array, Array]:
     """Ours and onnxruntime's."""
-    data = _model(name, w, free)
+    return _ours_and_reference(_model(name, w, free), x, device)
+
+
+def _ours_and_reference(data: bytes, x: Array, device: str) -> tuple[Array, Array]:
     (wanted,) = onnxruntime.InferenceSession(data).run(None, {"x": x})
 
     async def run() -> Array:
@@ -99,3 +102,36 @@ def _both(name: str, x: Array, w: Array, free: bool, device: str) -> tuple[Array
             return np.asarray((await session.run({"x": x}))["y"])
 
     return asyncio.run(run()), wanted
+
+
+#: x, w [C, M / groups, *K], attributes
+TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "image": ((2, 5, 6, 7), (5, 4, 4, 3), {"strides": [2, 3], "pads": [1, 0, 2, 1]}),
+    "room behind": ((1, 3, 5, 5), (3, 6, 3, 3), {"strides": [2, 2], "output_padding": [1, 1]}),
+    "sound in groups": ((1, 6, 20), (6, 2, 20), {"strides": [10], "pads": [5, 5], "group": 3}),
+    "by channel": ((1, 8, 9), (8, 1, 3), {"strides": [2], "pads": [1, 1], "group": 8}),
+    "dilated": ((1, 4, 6, 6), (4, 3, 3, 2), {"dilations": [2, 3], "pads": [1, 1, 0, 2]}),
+    "kernel within a stride": ((1, 3, 7), (3, 4, 2), {"strides": [3]}),
+}
+
+
+@pytest.mark.parametrize("device", ["wasm", "webgpu"])
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed(name: str, free: bool, device: str) -> None:
+    shape, kernel, attributes = TRANSPOSED[name]
+    rng = np.random.default_rng(len(name))
+    x, w = (rng.standard_normal(s).astype("f4") for s in (shape, kernel))
+    sizes = [*shape[:2], *("hw"[: len(shape) - 2] if free else shape[2:])]
+    graph = helper.make_graph(
+        [helper.make_node("ConvTranspose", ["x", "w"], ["y"], **attributes)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(w, "w")],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    data = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    got, wanted = _ours_and_reference(data, x, device)
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())

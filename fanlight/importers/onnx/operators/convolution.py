@@ -234,6 +234,12 @@ def _conv_transpose(call: Call) -> Node:
     strides = call.attr_ints("strides", (1,) * count)
     dilations = call.attr_ints("dilations", (1,) * count)
     before, out = _transposed_sizes(call, x.shape[2:], kernel, strides, dilations)
+    if kind is dtypes.f32 and (set(strides) == {1} or set(dilations) == {1}):
+        over = Windows(
+            x.shape[2:], tuple(kernel), strides, dilations, tuple(before), (), tuple(out)
+        )
+        phases = _by_phases(cast(x, kind), cast(w, kind), over, groups)
+        return cast(biased(phases, None if bias is None else cast(bias, kind)), x.dtype)
     n, channels, made = x.shape[0], x.shape[1], w.shape[1]
     each = binary("//", channels, groups)
     rank = 3 + count + 1 + count
@@ -268,6 +274,47 @@ def _conv_transpose(call: Call) -> Node:
     total = build.reduce("sum", products, range(inner, rank), keep=False)
     whole = build.reshape(total, (n, binary("*", made, groups), *out))
     return cast(biased(whole, None if bias is None else cast(bias, kind)), x.dtype)
+
+
+def _by_phases(x: Node, w: Node, over: Windows, groups: int) -> Node:
+    """A transposed convolution as a plain one, with an output for each phase of the strides: place
+    j s + r of the whole takes the taps r, r + s, … of x at j, j - 1, …"""
+    count = len(over.kernel)
+    n, channels = x.shape[:2]
+    each, made = binary("//", channels, groups), w.shape[1]
+    taps = [-(-k // s) for k, s in zip(over.kernel, over.strides, strict=True)]
+    extra = [t * s - k for t, s, k in zip(taps, over.strides, over.kernel, strict=True)]
+    w = build.pad(w, (0,) * (2 + count), (0, 0, *extra), 0.0)
+    parts = [size for pair in zip(taps, over.strides, strict=True) for size in pair]
+    w = build.reshape(w, (groups, each, made, *parts))
+    tap_axes = [3 + 2 * i for i in range(count)]
+    for axis, size in zip(tap_axes, taps, strict=True):  # the last first
+        w = build.take_along(
+            w,
+            axis,
+            build.constant(
+                [*range(size)][::-1], dtypes.i32, (size, *(1,) * (len(w.shape) - 1 - axis))
+            ),
+        )
+    w = build.permute(w, (0, 2, *(axis + 1 for axis in tap_axes), 1, *tap_axes))
+    rows = product((groups, made, *over.strides))
+    w = build.reshape(w, (rows, each, *taps))
+    around = tuple((t - 1) * d for t, d in zip(taps, over.dilations, strict=True))
+    whole = tuple(size + a for size, a in zip(over.sizes, around, strict=True))
+    ones = (1,) * count
+    plain = Windows(over.sizes, tuple(taps), ones, over.dilations, around, around, whole)
+    y = convolve(x, w, plain, groups)
+    m = binary("*", made, groups)
+    y = build.reshape(y, (n, m, *over.strides, *whole))
+    y = build.permute(y, (0, 1, *(axis for i in range(count) for axis in (2 + count + i, 2 + i))))
+    full = [binary("*", size, s) for size, s in zip(whole, over.strides, strict=True)]
+    y = build.reshape(y, (n, m, *full))
+    behind = [
+        binary("-", binary("+", out, before), size)
+        for out, before, size in zip(over.out, over.before, full, strict=True)
+    ]
+    cut = [binary("-", 0, before) for before in over.before]
+    return build.pad(y, (0, 0, *cut), (0, 0, *behind), 0.0)
 
 
 def _transposed_sizes(
