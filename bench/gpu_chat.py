@@ -142,6 +142,7 @@ def main() -> None:
     if args.command == "site":
         if flags:
             parser.error(f"unknown arguments: {' '.join(flags)}")
+        sys.path.append(str(Path(__file__).resolve().parent))
         import gpu_chat_site
 
         models = args.models.split(";") if args.models else ["SmolLM2-135M", "Llama-3.2-1B"]

@@ -1,4 +1,4 @@
-"""ONNX models of true architectures and random weights, for bench/onnx_web.py.
+"""ONNX models of true architectures and random weights, for bench/onnx.py.
 
 Each function returns a model (opset 17, f32) and its inputs. Batch norms are folded into the
 convolutions, as exporters of inference graphs do. Weights are drawn so that activations keep their

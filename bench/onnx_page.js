@@ -1,4 +1,4 @@
-// The page of bench/onnx_web.py. `engines.NAME(threads)` of Fanlight and onnxruntime-web has
+// The page of bench/onnx.py. `engines.NAME(threads)` of Fanlight and onnxruntime-web has
 //   create(model, feeds)   a session of a file's bytes; ms
 //   burst(ms)              runs for so long, once at least; the ms of each
 //   outputs()              of the last run: [{dims, data}], f32 as base64

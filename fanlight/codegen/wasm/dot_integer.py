@@ -83,6 +83,8 @@ class _Kernel:
         w = self.w = Writer(function)
         a, b, za, zb, c, scratch, self.m, self.k, self.n, *shifts, tid, threads = w.params
         self.length, self.taps, self.across, self.down, self.right = shifts
+        self.lines = w.let(op("i32.div_u", self.taps, self.across))
+        self.at_line, self.at_place = w.local("i32"), w.local("i32")  # the tap of a row of b
         panels = w.let(op("i32.div_u", self.n + (_WIDE - 1), _WIDE))
         groups = w.let(op("i32.div_u", self.m + (_BLOCK - 1), _BLOCK))
         begin, end = blocks.share(w, w.let(panels * groups), tid, threads)
@@ -141,35 +143,49 @@ class _Kernel:
         halves = (op(f"i16x8.extend_{half}_i8x16_{self.b_sign}", held) for half in ("low", "high"))
         return [w.let(op("i16x8.sub", x, z)) for x, z in zip(halves, self.points, strict=True)]
 
-    def _begin(self, number: Value) -> Value:
-        """Where row ``number`` of b begins, from its first element."""
+    def _seek(self, source: Local, number: Local) -> None:
+        """Moves ``source`` from row 0 of b to row ``number``."""
         w = self.w
-        kept = w.let(number)
-        tap = w.let(op("i32.rem_u", kept, self.taps))
-        down = op("i32.div_u", tap, self.across) * self.down
-        right = op("i32.rem_u", tap, self.across) * self.right
-        return op("i32.div_u", kept, self.taps) * self.length + down + right
+        channel = w.let(op("i32.div_u", number, self.taps))
+        tap = w.let(number - channel * self.taps)
+        w.set(self.at_line, op("i32.div_u", tap, self.across))
+        w.set(self.at_place, tap - self.at_line * self.across)
+        shift = self.at_line * self.down + self.at_place * self.right
+        w.set(source, source + channel * self.length + shift)
+
+    def _next(self, source: Local) -> None:
+        """Moves ``source`` on to the next tap, line of taps, or channel."""
+        w = self.w
+        w.set(source, source + self.right)
+        w.set(self.at_place, self.at_place + 1)
+        with w.if_(op("i32.eq", self.at_place, self.across)):
+            w.set(self.at_place, 0)
+            w.set(self.at_line, self.at_line + 1)
+            w.set(source, source + self.down - self.across * self.right)
+            with w.if_(op("i32.eq", self.at_line, self.lines)):
+                w.set(self.at_line, 0)
+                w.set(source, source + self.length - self.lines * self.down)
 
     def _pack_b(
         self, source: Local, start: Local, depth: Local, wide: Local, partial: Local
     ) -> None:
         w, to, left = self.w, self.w.let(self.panel), self.w.let(depth)
-        number = w.let(start)
+        self._seek(source, start)
         with w.while_(op("i32.gt_s", left, 0)):
-            one = self._row(w.let(source + self._begin(number)), wide, partial)
+            one = self._row(source, wide, partial)
+            self._next(source)
             other = [w.local("v128") for _ in range(2)]
             for local in other:
                 w.set(local, i32x4(0, 0, 0, 0))
             with w.if_(op("i32.gt_s", left, 1)):
-                place = w.let(source + self._begin(number + 1))
-                following = self._row(place, wide, partial)
+                following = self._row(source, wide, partial)
+                self._next(source)
                 for local, value in zip(other, following, strict=True):
                     w.set(local, value)
             for v in range(_VECTORS):
                 lanes = [x for i in range(4) for x in _pair(4 * (v % 2) + i)]
                 pairs = shuffle(one[v // 2], other[v // 2], *lanes)
                 w.do("v128.store", to, pairs, offset=16 * v, align=1)
-            w.set(number, number + 2)
             w.set(to, to + 16 * _VECTORS)
             w.set(left, left - 2)
 

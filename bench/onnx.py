@@ -1,6 +1,6 @@
 """ONNX models on the CPU beside onnxruntime-web: the same files, Chromium and inputs, interleaved.
 
-    scripts/bench onnx_web [--models minilm_16,resnet18] [--threads 1,2] [--pairs 7] [--starts 3]
+    scripts/bench onnx [--models minilm_16,resnet18] [--threads 1,2] [--pairs 7] [--starts 3]
 
 MiniLM (weight-only int8) at 16 and 128 tokens, and three models of random weights
 (``onnx_graphs.py``). ``start_ms``: in a fresh page, from the file's bytes in memory to a session
@@ -36,7 +36,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import models
 import numpy as np
-import onnx_graphs
 from numpy.typing import NDArray
 from playwright.async_api import BrowserContext, Page
 from starlette.applications import Starlette
@@ -46,6 +45,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from bench import onnx_graphs
 from fanlight.bench import quiet
 from fanlight.inference.tensor import Tensor
 from fanlight.runtime import chromium
