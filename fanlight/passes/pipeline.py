@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fanlight.ir.graph import Graph, Module, Node
-from fanlight.passes import attend, attend_add, plain, project, residual, stored, swiglu
+from fanlight.passes import at_load, attend, attend_add, plain, project, residual, stored, swiglu
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,10 @@ def run(
             graphs = {name: step.run(graph) for name, graph in module.graphs.items()}
             module = replace(module, graphs=graphs)
             after(module, step.name)
+    moved = at_load.run(module)
+    if moved is not module:
+        module = moved
+        after(module, "compute at load")
     kept = runs or (lambda node: has(node.op))
     graphs = {name: plain.run(graph, kept) for name, graph in module.graphs.items()}
     if any(graphs[name] is not graph for name, graph in module.graphs.items()):
