@@ -21,7 +21,7 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
 from fanlight.kernels.target import Context, Operand
 from fanlight.shapes import Dim, Size, product
 
-_TALL, _WIDE = 4, 16  # rows and columns of a tile
+_TALL, _WIDE = 3, 16  # rows and columns of a tile: 12 sums and 4 columns stay in registers of x86
 _BLOCK, _DEPTH = 128, 256
 _VECTORS = _WIDE // 4
 _PANEL = _DEPTH * _WIDE * 2  # bytes
