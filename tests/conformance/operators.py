@@ -15,8 +15,9 @@ Printed from the importer's table by `scripts/operators`.
 An operator is imported as ops of the IR (`fanlight/ir/ops.py`), and every backend has code for all
 of those, so what is listed runs on WebAssembly and WebGPU alike, for all element types that ONNX
 allows it and Fanlight holds (no strings, complex numbers, sequences, maps or optionals). WebGPU
-computes 64-bit floats in 32 bits. Sizes and axes must be known while importing: from the model,
-from `free_dimension_overrides`, or from `input_values` where inputs hold them.
+computes 64-bit floats in 32 bits. Axes must be known while importing: from the model, or from
+`input_values` where inputs hold them. Sizes that the model computes are read back between parts of
+a run, but for those inside loops.
 """
 
 
