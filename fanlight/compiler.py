@@ -15,7 +15,7 @@ from typing import Literal
 
 from fanlight import plan as plans
 from fanlight.errors import InputError, UnsupportedError
-from fanlight.ir.graph import Module, Node, WeightSource
+from fanlight.ir.graph import Graph, Module, Node, WeightSource
 from fanlight.ir.text import print_graph
 from fanlight.ir.verify import verify_module
 from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
@@ -78,6 +78,7 @@ class _Compilation:
         self.storage = self.target.storage(options.features)
         self.first = Dim("unit_first", "host", _MAX_UNITS)
         self.count = Dim("unit_count", "host", _MAX_UNITS)
+        self.verified: list[Graph] = []  # those of the last stage; many stay as they are
         self.buffers: dict[str, Buffer] = {}
         self.operands: dict[str, Operand] = {}
         self.sources: list[tuple[str, WeightSource, Part, int]] = []
@@ -116,7 +117,8 @@ class _Compilation:
 
     def _check(self, module: Module, stage: str) -> None:
         if self.options.verify:
-            verify_module(module, stage)
+            verify_module(module, stage, self.verified)
+            self.verified = list(module.graphs.values())
         if self.options.dump is not None:
             for graph in module.graphs.values():
                 self.options.dump(stage, print_graph(graph))

@@ -7,6 +7,7 @@ over the maxima; a slot's size is the largest of its values' sizes as an express
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 
 from fanlight.shapes import Operation, Size, binary, maximum
@@ -25,23 +26,26 @@ def assign(
                 first.setdefault(name, number)
                 last[name] = number + rest
     order = sorted(first, key=lambda n: (-maximum(sizes[n]), first[n]))
-    slots: list[list[str]] = []
+    slots: list[list[tuple[int, int]]] = []  # lifetimes, one after the other
     totals: list[Size] = []
     place: dict[str, int] = {}
     for name in order:
-        free = (
-            number
-            for number, members in enumerate(slots)
-            if all(last[m] < first[name] or last[name] < first[m] for m in members)
-        )
-        number = next(free, len(slots))
+        life = first[name], last[name]
+        number = next((i for i, slot in enumerate(slots) if _free(slot, life)), len(slots))
         if number == len(slots):
             slots.append([])
             totals.append(0)
-        slots[number].append(name)
+        insort(slots[number], life)
         place[name] = number
         totals[number] = _largest(totals[number], sizes[name])
     return place, totals
+
+
+def _free(slot: list[tuple[int, int]], life: tuple[int, int]) -> bool:
+    """Whether nothing in the slot lives then."""
+    at = bisect_left(slot, life)
+    begins, ends = life
+    return (at == 0 or slot[at - 1][1] < begins) and (at == len(slot) or ends < slot[at][0])
 
 
 def _largest(a: Size, b: Size) -> Size:

@@ -46,10 +46,11 @@ def run(module: Module) -> Module:
 def _constants(graph: Graph) -> Iterator[Node]:
     """Values of weights alone that kernels would store in each run."""
     leaves: dict[Node, frozenset[Node] | None] = {}  # what a value is made of; None: of the run
-    for node in graph.nodes():
+    nodes = graph.nodes()
+    for node in nodes:
         leaves[node] = _made_of(node, leaves)
     found: set[Node] = set()
-    for node in graph.nodes():
+    for node in nodes:
         if OPS[node.op].family not in ("block", "composite") or leaves[node] is not None:
             continue
         for x in node.inputs:
