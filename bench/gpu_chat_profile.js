@@ -7,7 +7,7 @@ import { evaluate } from './web/sizes.js';
 const PASSES = 8;
 
 /** GPU ms of the passes that `encode` fills. @param {GPUDevice} device @param {(pass: GPUComputePassEncoder) => void} encode */
-async function timed(device, encode) {
+export async function timed(device, encode) {
   const set = device.createQuerySet({ type: 'timestamp', count: 2 });
   const usage = GPUBufferUsage;
   const raw = device.createBuffer({ size: 16, usage: usage.QUERY_RESOLVE | usage.COPY_SRC });

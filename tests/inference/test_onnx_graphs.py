@@ -14,8 +14,7 @@ from fanlight import InferenceSession
 
 Array = NDArray[Any]
 MADE = {
-    "bert": lambda: onnx_graphs.bert(layers=1, hidden=32, heads=2, sequence=5),
-    "resnet18": lambda: onnx_graphs.resnet18(33),
+    "resnet50": lambda: onnx_graphs.resnet50(33),
     "mobilenet": lambda: onnx_graphs.mobilenet(33),
 }
 
