@@ -22,7 +22,7 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch, WgslLaunch
 from fanlight.kernels.lower import Lowered, buffer_bytes, lower
 from fanlight.kernels.memory import assign
 from fanlight.kernels.schedule import by_depth
-from fanlight.kernels.target import Context, NotYet, Operand, Part, Target, runs
+from fanlight.kernels.target import CPU, Context, NotYet, Operand, Part, Target, runs
 from fanlight.passes import pipeline
 from fanlight.plan import (
     Buffer,
@@ -97,7 +97,8 @@ class _Compilation:
 
     def run(self) -> Plan:
         self._check(self.module, "build")
-        self.module = pipeline.run(self.module, self._has, self._check, self._runs)
+        gpu = self.options.target == "webgpu" and CPU not in self.options.features
+        self.module = pipeline.run(self.module, self._has, self._check, self._runs, parallel=gpu)
         self._declare_dims()
         self._declare_states()
         self._place_weights()

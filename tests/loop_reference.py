@@ -181,6 +181,7 @@ class NumpyTarget:
     """Loops by :func:`run_loop`; the ops of the family ``block`` by the interpreter's meaning."""
 
     name = "numpy"
+    short_reduction = 0
 
     def __init__(self) -> None:
         self.rules: Mapping[str, Entry] = {
@@ -190,7 +191,9 @@ class NumpyTarget:
     def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
         return {name: Storage((Plane("", d.bytes),), True) for name, d in DTYPES.items()}
 
-    def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
+    def loop(
+        self, kernel: LoopKernel, buffers: tuple[str, ...], features: frozenset[str] = frozenset()
+    ) -> Launch:
         launch = NumpyLaunch(kernel.name, buffers, lambda m, names: run_loop(kernel, m, names))
         return cast(Launch, launch)
 

@@ -24,7 +24,7 @@ from fanlight.kernels.indexing import Index, Reshaping, linear
 from fanlight.kernels.launch import Launch
 from fanlight.kernels.loops import Expr, apply, extent, integer
 from fanlight.kernels.target import LOOP, Context, NotYet, Operand, Part, Target
-from fanlight.shapes import Size, ceildiv, product
+from fanlight.shapes import Size, ceildiv, maximum, product
 
 MAX_LOADS = 6  # of 8 storage buffers per stage, one is the output and one a device dim's state
 _IN_PLACE = ("update", "after")  # their value is a state's buffer
@@ -151,7 +151,9 @@ class _Lowering:
             if not loop or not once or node.dtype.name not in _FUSIBLE:
                 stored.add(node)
             if node.op.startswith("reduce_") and product(node.shape) != 1:
-                stored.add(node)
+                extent = product([node.inputs[0].shape[a] for a in node.attrs["axes"]])
+                if maximum(extent) > self.target.short_reduction:
+                    stored.add(node)
             if not loop:
                 stored.update(node.inputs)
             if node.op == "take" and not _of_weights(node.inputs[0]):  # may read an element often
@@ -340,7 +342,11 @@ class _Lowering:
         loop = loops.LoopKernel(f"{label}_{digest}", shape, inputs, dtype, value, offset)
         buffers = (*kernel.buffers, name)
         known = self.context.loops.get(loop.name)
-        launch = replace(known, buffers=buffers) if known else self.target.loop(loop, buffers)
+        launch = (
+            replace(known, buffers=buffers)
+            if known
+            else self.target.loop(loop, buffers, self.context.features)
+        )
         self.context.loops[loop.name] = launch
         self.out.launches.append(launch)
 

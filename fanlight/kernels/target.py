@@ -143,11 +143,18 @@ class Target(Protocol):
     @property
     def rules(self) -> Mapping[str, Entry]: ...
 
+    @property
+    def short_reduction(self) -> int:
+        """Elements up to which a reduction may be part of the kernel that uses it."""
+        ...
+
     def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
         """dtype name → how weights of it are kept; total over ``DTYPES``."""
         ...
 
-    def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
+    def loop(
+        self, kernel: LoopKernel, buffers: tuple[str, ...], features: frozenset[str] = frozenset()
+    ) -> Launch:
         """The launch of a loop kernel; ``buffers`` are its inputs, then its output."""
         ...
 

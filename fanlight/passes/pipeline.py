@@ -7,7 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fanlight.ir.graph import Graph, Module, Node
-from fanlight.passes import at_load, attend, attend_add, plain, project, residual, stored, swiglu
+from fanlight.passes import (
+    at_load,
+    attend,
+    attend_add,
+    plain,
+    project,
+    residual,
+    split,
+    stored,
+    swiglu,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +44,20 @@ def run(
     has: Callable[[str], bool],
     after: Callable[[Module, str], None] = lambda module, name: None,
     runs: Callable[[Node], bool] | None = None,
+    parallel: bool = False,
 ) -> Module:
     """``module`` after all passes whose op the target ``has``. ``after(module, name)`` is called
     behind each. ``runs``: whether the target has code for a node; without it, for all nodes of ops
-    that it has."""
+    that it has. ``parallel``: it has more threads than many values have elements."""
     for step in PASSES:
         if has(step.makes):
             graphs = {name: step.run(graph) for name, graph in module.graphs.items()}
             module = replace(module, graphs=graphs)
             after(module, step.name)
+    if parallel:
+        graphs = {name: split.run(graph) for name, graph in module.graphs.items()}
+        module = replace(module, graphs=graphs)
+        after(module, "split")
     moved = at_load.run(module)
     if moved is not module:
         module = moved

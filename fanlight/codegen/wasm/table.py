@@ -47,11 +47,14 @@ class Wasm:
 
     name: str = "wasm"
     rules: Mapping[str, Entry] = field(default_factory=lambda: complete(TEMPLATES))
+    short_reduction: int = 0
 
     def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
         return STORAGE
 
-    def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
+    def loop(
+        self, kernel: LoopKernel, buffers: tuple[str, ...], features: frozenset[str] = frozenset()
+    ) -> Launch:
         return loops.launch(kernel, buffers)
 
     def repack(

@@ -20,8 +20,8 @@ from fanlight.kernels.target import CPU, Context, Operand
 from fanlight.shapes import Size, binary, ceildiv, maximum, product
 
 TILE_M, TILE_N, TILE_K = 32, 64, 16
-_THREADS = 128  # 8 x 16, each with 4 x 4 outputs
-_PAD = TILE_M // 4 + 1  # quads from one place of K to the next: no bank conflicts
+_DOWN, _ACROSS = 8, 16  # threads of a tile, each with 4 x 4 outputs or more
+_ENOUGH = 264  # tiles, two for each multiprocessor of a large GPU
 _CPU_THREADS = 16
 _STEPS = 8  # of a turn along K on CPUs
 
@@ -155,37 +155,90 @@ def _constants(sizes: _Sizes) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """What a workgroup makes: ``down`` x ``across`` threads with ``m`` x ``n`` outputs each."""
+
+    m: int
+    n: int
+    down: int = _DOWN
+    across: int = _ACROSS
+
+    @property
+    def rows(self) -> int:
+        return self.m * self.down
+
+    @property
+    def columns(self) -> int:
+        return self.n * self.across
+
+
+#: by size: a large one reads less of workgroup memory for each product, and needs many tiles
+_TILES = (_Tile(8, 8), _Tile(4, 8))
+
+
+def _tile(sizes: _Sizes) -> _Tile:
+    """The first of ``_TILES`` of which there are enough; of symbolic sizes nobody knows."""
+    for tile in _TILES:
+        m, n, batch = sizes.m, sizes.n, product(sizes.batch)
+        if isinstance(m, int) and isinstance(n, int) and isinstance(batch, int):
+            count = -(-m // tile.rows) * -(-n // tile.columns) * batch
+            if count >= _ENOUGH and m > tile.rows // 2:
+                return tile
+    return _Tile(4, 4)
+
+
 def _tiled(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
-    """Each thread makes rows 4 ty … 4 ty + 3 and columns 4 tx … 4 tx + 3 of the tile."""
-    zero = "\n".join(f"    var sum{i} = vec4<f32>(0.0);" for i in range(4))
+    """Each thread makes quads of rows ``down`` quads apart, and quads of columns ``across`` quads
+    apart, so that neighbours read neighbouring quads of workgroup memory."""
+    tile = _tile(sizes)
+    threads = tile.down * tile.across
+    high, wide = tile.rows // 4, tile.columns // 4  # in quads
+    pad = high + 1  # quads from one place of K to the next: no bank conflicts
+    rows, columns = range(tile.m // 4), range(tile.n // 4)
+    sums = [(i, j) for i in range(tile.m) for j in columns]
+    zero = "\n".join(f"    var sum{i}_{j} = vec4<f32>(0.0);" for i, j in sums)
+    reads = [f"var x{r}: vec4<f32>;" for r in rows] + [f"var w{j}: vec4<f32>;" for j in columns]
     steps = "\n".join(
-        f"      x = a_tile[{i * _PAD}u + ty];\n      y = b_tile[{i * TILE_N // 4}u + tx];\n"
-        + "\n".join(f"      sum{j} += x[{j}] * y;" for j in range(4))
-        for i in range(TILE_K)
+        "".join(f"      x{r} = a_tile[{k * pad + r * tile.down}u + ty];\n" for r in rows)
+        + "".join(f"      w{j} = b_tile[{k * wide + j * tile.across}u + tx];\n" for j in columns)
+        + "\n".join(f"      sum{i}_{j} += x{i // 4}[{i % 4}] * w{j};" for i, j in sums)
+        for k in range(TILE_K)
     )
     loads = "\n".join(
-        f"      b_tile[{i * TILE_N // 4}u + lane] = b_quad(b_first, k0 + {i}u + ty, n, K, N);"
-        for i in range(0, TILE_K, _THREADS // 16)
+        [
+            f"      {{ let q = lane + {at}u;"
+            f" a_tile[(q % {TILE_K}u) * {pad}u + q / {TILE_K}u] ="
+            f" a_quad(a_first, m0 + q / {TILE_K}u * 4u, k0 + q % {TILE_K}u, M, K); }}"
+            for at in range(0, high * TILE_K, threads)
+        ]
+        + [
+            f"      {{ let q = lane + {at}u;"
+            f" b_tile[q] = b_quad(b_first, k0 + q / {wide}u, n0 + q % {wide}u * 4u, K, N); }}"
+            for at in range(0, wide * TILE_K, threads)
+        ]
     )
-    rows = "\n".join(
+    a_rows = "\n".join(
         f"  if (m + {i}u < M) {{ quad[{i}] = b0[start + (m + {i}u) * K + k]; }}" for i in range(4)
     )
-    columns = "\n".join(
+    b_columns = "\n".join(
         f"  if (n + {i}u < N) {{ quad[{i}] = b1[begin + n + {i}u]; }}" for i in range(4)
     )
-    stores = "\n".join(map(_store, range(4)))
+    stores = "\n".join(
+        f"    store_quad(y0, m0 + {4 * tile.down * (i // 4) + i % 4}u + 4u * ty,"
+        f" n0 + {4 * tile.across * j}u + 4u * tx, M, N, sum{i}_{j});"
+        for i, j in sums
+    )
     body = f"""{_constants(sizes)}
-  let tx = lane % 16u;
-  let ty = lane / 16u;
-  let m = group.y * {TILE_M}u + 4u * ty;
-  let n = group.x * {TILE_N}u + 4u * tx;
+  let tx = lane % {tile.across}u;
+  let ty = lane / {tile.across}u;
+  let m0 = group.y * {tile.rows}u;
+  let n0 = group.x * {tile.columns}u;
   for (var batch = group.z; batch < batches; batch += groups.z) {{
 {sizes.starts()}
 {zero}
-    var x: vec4<f32>;
-    var y: vec4<f32>;
+    {" ".join(reads)}
     for (var k0 = 0u; k0 < K; k0 += {TILE_K}u) {{
-      a_tile[tx * {_PAD}u + ty] = a_quad(a_first, m, k0 + tx, M, K);
 {loads}
       workgroupBarrier();
 {steps}
@@ -193,25 +246,33 @@ def _tiled(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
     }}
 {stores}
   }}"""
-    code = f"""var<workgroup> a_tile: array<vec4<f32>, {TILE_K * _PAD}>;
-var<workgroup> b_tile: array<vec4<f32>, {TILE_K * TILE_N // 4}>;
+    code = f"""var<workgroup> a_tile: array<vec4<f32>, {TILE_K * pad}>;
+var<workgroup> b_tile: array<vec4<f32>, {TILE_K * wide}>;
 fn a_quad(start: u32, m: u32, k: u32, M: u32, K: u32) -> vec4<f32> {{ // four rows; 0 outside
   var quad = vec4<f32>(0.0);
   if (k >= K) {{ return quad; }}
-{rows}
+{a_rows}
   return quad;
 }}
 fn b_quad(start: u32, k: u32, n: u32, K: u32, N: u32) -> vec4<f32> {{ // four columns; 0 outside
   var quad = vec4<f32>(0.0);
   if (k >= K) {{ return quad; }}
   let begin = start + {sizes.rows.begin};
-{columns}
+{b_columns}
   return quad;
+}}
+fn store_quad(y0: u32, m: u32, n: u32, M: u32, N: u32, quad: vec4<f32>) {{ // what is inside
+  if (m >= M) {{ return; }}
+  let at = y0 + m * N + n;
+  if (n < N) {{ b2[at] = quad.x; }}
+  if (n + 1u < N) {{ b2[at + 1u] = quad.y; }}
+  if (n + 2u < N) {{ b2[at + 2u] = quad.z; }}
+  if (n + 3u < N) {{ b2[at + 3u] = quad.w; }}
 }}
 """
     batches = binary("min", product(sizes.batch), text.MAX_GROUPS)
-    grid = (ceildiv(sizes.n, TILE_N), ceildiv(sizes.m, TILE_M), batches)
-    return _bound("dot", code + text.entry(_THREADS, body), sizes), grid
+    grid = (ceildiv(sizes.n, tile.columns), ceildiv(sizes.m, tile.rows), batches)
+    return _bound("dot", code + text.entry(threads, body), sizes), grid
 
 
 def _alone(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:

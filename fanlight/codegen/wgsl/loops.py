@@ -97,10 +97,11 @@ def _cast_text(value: str, of: str, to: str) -> str:
     return wide.CASTS.get((of, to), f"{to}({{0}})").format(value)
 
 
-def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WgslLaunch:
-    """The launch of ``kernel``; ``buffers`` are its inputs, then its output."""
+def launch(kernel: LoopKernel, buffers: tuple[str, ...], cpu: bool = False) -> WgslLaunch:
+    """The launch of ``kernel``; ``buffers`` are its inputs, then its output. ``cpu``: the adapter
+    is one, where threads of a team wait for each other at a price."""
     width = FORMATS[kernel.output.name].width
-    team = width == 1 and _wants_team(kernel)
+    team = width == 1 and _wants_team(kernel, cpu)
     writer = _Writer(kernel, team)
     body = _team_body(kernel, writer) if team else _element_body(kernel, writer, width)
     loads = "".join(_load_function(i, d) for i, d in enumerate(kernel.inputs))
@@ -115,9 +116,24 @@ def launch(kernel: LoopKernel, buffers: tuple[str, ...]) -> WgslLaunch:
     return WgslLaunch(wgsl, buffers, grid)
 
 
-def _wants_team(kernel: LoopKernel) -> bool:
-    extents = [maximum(e.extent) for e in loops.walk(kernel.value) if isinstance(e, Reduce)]
-    return max(extents, default=0) >= _TEAM_EXTENT and (maximum(kernel.elements) <= _TEAM_ELEMENTS)
+def _wants_team(kernel: LoopKernel, cpu: bool) -> bool:
+    reductions = [e for e in loops.walk(kernel.value) if isinstance(e, Reduce)]
+    long = [e for e in reductions if maximum(e.extent) >= _TEAM_EXTENT]
+    if maximum(kernel.elements) <= _TEAM_ELEMENTS:
+        return bool(long)
+    return not cpu and any(_along_memory(e) for e in long)
+
+
+def _along_memory(reduction: Reduce) -> bool:
+    """Whether its elements lie side by side, so that threads of a team read them together."""
+
+    def step_of_one(index: Expr) -> bool:
+        if isinstance(index, loops.Apply) and index.function in ("add", "sub"):
+            return any(map(step_of_one, index.args))
+        return isinstance(index, loops.Axis) and index.number == reduction.axis
+
+    loads = (e for e in loops.walk(reduction.body) if isinstance(e, loops.Load))
+    return any(step_of_one(load.index) for load in loads)
 
 
 def _load_function(param: int, dtype: DType) -> str:

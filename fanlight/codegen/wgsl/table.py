@@ -70,12 +70,15 @@ class WebGpu:
 
     name: str = "webgpu"
     rules: Mapping[str, Entry] = field(default_factory=lambda: complete(TEMPLATES))
+    short_reduction: int = 16
 
     def storage(self, features: frozenset[str]) -> Mapping[str, Storage | NotYet]:
         return STORAGE_ON_CPU if CPU in features else STORAGE
 
-    def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Launch:
-        return loops.launch(kernel, buffers)
+    def loop(
+        self, kernel: LoopKernel, buffers: tuple[str, ...], features: frozenset[str] = frozenset()
+    ) -> Launch:
+        return loops.launch(kernel, buffers, cpu=CPU in features)
 
     def repack(
         self,

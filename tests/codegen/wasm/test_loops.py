@@ -174,7 +174,9 @@ class Recorder(NumpyTarget):
         super().__init__()
         self.kernels: dict[str, LoopKernel] = {}
 
-    def loop(self, kernel: LoopKernel, buffers: tuple[str, ...]) -> Any:
+    def loop(
+        self, kernel: LoopKernel, buffers: tuple[str, ...], features: frozenset[str] = frozenset()
+    ) -> Any:
         self.kernels[kernel.name] = kernel
         return NumpyLaunch(kernel.name, buffers, lambda memory, names: None)
 

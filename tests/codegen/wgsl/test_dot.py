@@ -49,6 +49,9 @@ def _check(a: Shape, b: Shape, features: frozenset[str], dims: dict[str, int]) -
         ((9, 20), (2, 3, 20, 10)),
         ((3, 1, 5, 8), (1, 4, 8, 6)),
         ((2, 70_000), (70_000, 3)),
+        ((61, 21), (21, 33_795)),  # tiles of 64 x 128
+        ((27, 21), (21, 33_795)),  # of 32 x 128
+        ((2, 61, 21), (2, 21, 17_000)),
     ],
 )
 def test_products_equal_numpys(a: Shape, b: Shape, features: frozenset[str]) -> None:
