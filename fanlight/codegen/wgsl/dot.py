@@ -17,9 +17,9 @@ from fanlight.codegen.wgsl import text
 from fanlight.ir.graph import Node
 from fanlight.kernels.launch import Binding, Launch, WgslKernel, WgslLaunch
 from fanlight.kernels.target import CPU, Context, Operand
-from fanlight.shapes import Size, binary, ceildiv, maximum, product
+from fanlight.shapes import Size, binary, ceildiv, product
 
-TILE_M, TILE_N, TILE_K = 32, 64, 16
+TILE_K = 16
 _DOWN, _ACROSS = 8, 16  # threads of a tile, each with 4 x 4 outputs or more
 _ENOUGH = 264  # tiles, two for each multiprocessor of a large GPU
 _CPU_THREADS = 16
@@ -27,10 +27,8 @@ _STEPS = 8  # of a turn along K on CPUs
 
 
 def fits(node: Node) -> bool:
-    """f32, of no more tiles than a grid may have: the definition serves for others."""
-    m, n = node.shape[-2:]
-    few = _tiles(m, TILE_M) <= text.MAX_GROUPS and _tiles(n, TILE_N) <= text.MAX_GROUPS
-    return node.dtype is dtypes.f32 and few
+    """Only f32 has a kernel: the definition serves for others."""
+    return node.dtype is dtypes.f32
 
 
 def rule(
@@ -110,20 +108,14 @@ class _Sizes:
 
 def _sizes(a: tuple[Size, ...], b: tuple[Size, ...], y: tuple[Size, ...], below: _Rows) -> _Sizes:
     m, k, n = y[-2], a[-1], y[-1]
-    rows = product(a[:-1])
-    if product(b[:-2]) == 1 and _tiles(rows, TILE_M) <= text.MAX_GROUPS:
-        return _Sizes(rows, k, n, (), (), (), below)
+    if product(b[:-2]) == 1:
+        return _Sizes(product(a[:-1]), k, n, (), (), (), below)
     rank = len(y) - 2
 
     def padded(shape: tuple[Size, ...]) -> tuple[Size, ...]:
         return (1,) * (rank + 2 - len(shape)) + shape[:-2]
 
     return _Sizes(m, k, n, y[:-2], padded(a), padded(b), below)
-
-
-def _tiles(size: Size, by: int) -> int:
-    """The largest number of tiles of ``by`` along ``size``."""
-    return -(-maximum(size) // by)
 
 
 def _bound(label: str, code: str, sizes: _Sizes) -> WgslKernel:
@@ -232,9 +224,13 @@ def _tiled(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
     body = f"""{_constants(sizes)}
   let tx = lane % {tile.across}u;
   let ty = lane / {tile.across}u;
-  let m0 = group.y * {tile.rows}u;
-  let n0 = group.x * {tile.columns}u;
-  for (var batch = group.z; batch < batches; batch += groups.z) {{
+  let wide = (N + {tile.columns - 1}u) / {tile.columns}u;
+  let high = (M + {tile.rows - 1}u) / {tile.rows}u;
+  let number = {text.GROUP};
+  if (number >= wide * high * batches) {{ return; }}
+  let n0 = number % wide * {tile.columns}u;
+  let m0 = number / wide % high * {tile.rows}u;
+  let batch = number / (wide * high);
 {sizes.starts()}
 {zero}
     {" ".join(reads)}
@@ -244,8 +240,7 @@ def _tiled(sizes: _Sizes) -> tuple[WgslKernel, tuple[Size, Size, Size]]:
 {steps}
       workgroupBarrier();
     }}
-{stores}
-  }}"""
+{stores}"""
     code = f"""var<workgroup> a_tile: array<vec4<f32>, {TILE_K * pad}>;
 var<workgroup> b_tile: array<vec4<f32>, {TILE_K * wide}>;
 fn a_quad(start: u32, m: u32, k: u32, M: u32, K: u32) -> vec4<f32> {{ // four rows; 0 outside
@@ -270,8 +265,8 @@ fn store_quad(y0: u32, m: u32, n: u32, M: u32, N: u32, quad: vec4<f32>) {{ // wh
   if (n + 3u < N) {{ b2[at + 3u] = quad.w; }}
 }}
 """
-    batches = binary("min", product(sizes.batch), text.MAX_GROUPS)
-    grid = (ceildiv(sizes.n, tile.columns), ceildiv(sizes.m, tile.rows), batches)
+    tiles = (ceildiv(sizes.n, tile.columns), ceildiv(sizes.m, tile.rows), *sizes.batch)
+    grid = text.fold_grid(product(tiles))
     return _bound("dot", code + text.entry(threads, body), sizes), grid
 
 

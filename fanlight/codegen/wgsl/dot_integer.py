@@ -15,7 +15,7 @@ from fanlight.codegen.wgsl import text
 from fanlight.ir.graph import Node
 from fanlight.kernels.launch import Binding, Launch, WgslLaunch
 from fanlight.kernels.target import CPU, Context, Operand
-from fanlight.shapes import Size, binary, ceildiv, maximum, product
+from fanlight.shapes import Size, binary, ceildiv, product
 
 TILE_M, TILE_N, TILE_K = 32, 64, 8  # K in words of four
 _THREADS = 128  # 8 x 16, each with 4 x 4 outputs
@@ -25,14 +25,17 @@ _BYTES = """fn bytes(w: u32) -> vec4<u32> {
   return (vec4<u32>(w) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u);
 }
 """
+_ALIGNED = "  return b1[at >> 2u];\n"
+_ANYWHERE = """  let shift = (at & 3u) * 8u;
+  let low = b1[at >> 2u] >> shift;
+  if (shift == 0u) { return low; }
+  return low | (b1[(at >> 2u) + 1u] << (32u - shift));
+"""
 
 
 def fits(node: Node) -> bool:
-    """One matrix b for all rows, and no more tiles than a grid may have."""
-    a, b = node.inputs[:2]
-    tiles = ((product(a.shape[:-1]), TILE_M), (b.shape[-1], TILE_N))
-    few = all(-(-maximum(size) // by) <= text.MAX_GROUPS for size, by in tiles)
-    return len(b.shape) == 2 and few
+    """One matrix b for all rows."""
+    return len(node.inputs[1].shape) == 2
 
 
 def rule(
@@ -40,11 +43,6 @@ def rule(
 ) -> list[Launch]:
     """One launch. Inputs: a, b, za (one i32), zb (one i32, or N)."""
     return [_launch(inputs, output, context, "k * N", ())]
-
-
-def fits_shifted(node: Node) -> bool:
-    """No more tiles than a grid may have."""
-    return all(-(-maximum(s) // TILE_M) <= text.MAX_GROUPS for s in node.shape)
 
 
 def rule_shifted(
@@ -77,7 +75,7 @@ def _launch(
         places = binary("*", ceildiv(m, 4), ceildiv(n, 4))
         grid = text.fold_grid(ceildiv(places, _CPU_THREADS))
     else:
-        grid = (ceildiv(n, TILE_N), ceildiv(m, TILE_M), 1)
+        grid = text.fold_grid(binary("*", ceildiv(n, TILE_N), ceildiv(m, TILE_M)))
     buffers = (a.buffer, b.buffer, za.buffer, zb.buffer, output.buffer)
     return WgslLaunch(kernel, buffers, grid)
 
@@ -85,15 +83,11 @@ def _launch(
 def _loads(a_signed: bool, b_signed: bool, k: Size, n: Size, begin: str) -> str:
     """``a_word(m, k, M, K)``: places k … k + 3 of a row; ``b_words(k, n, K, N)``: those of four
     columns. 0 outside."""
-    flips = ["0x80u" if signed else "0u" for signed in (a_signed, b_signed)]
     wide = ["0x80808080u" if signed else "0u" for signed in (a_signed, b_signed)]
-    code = "".join(
-        f"""fn byte{i}(at: u32) -> u32 {{
-  return extractBits(b{i}[at >> 2u], (at & 3u) * 8u, 8u) ^ {flip};
+    code = f"""fn byte0(at: u32) -> u32 {{
+  return extractBits(b0[at >> 2u], (at & 3u) * 8u, 8u) ^ {"0x80u" if a_signed else "0u"};
 }}
 """
-        for i, flip in enumerate(flips)
-    )
     if isinstance(k, int) and k % 4 == 0:
         row = f"return b0[(m * K + k) >> 2u] ^ {wide[0]};"
     else:
@@ -110,25 +104,21 @@ def _loads(a_signed: bool, b_signed: bool, k: Size, n: Size, begin: str) -> str:
   {row}
 }}
 """
-    if isinstance(n, int) and n % 4 == 0 and begin == "k * N":
-        rows = "".join(
-            f"""  if (k + {i}u < K) {{ words |= bytes(b1[((k + {i}u) * N + n) >> 2u] ^ {wide[1]})
-    << vec4<u32>({8 * i}u); }}
-"""
-            for i in range(4)
-        )
-    else:
-        rows = "".join(
-            f"""  for (var i = 0u; i < 4u; i++) {{
-    if (k + {i}u < K && n + i < N) {{ words[i] |= byte1(row(k + {i}u, N) + n + i) << {8 * i}u; }}
+    rows = "".join(
+        f"""  if (k + {i}u < K) {{
+    words |= bytes((four(row(k + {i}u, N) + n) ^ {wide[1]}) & inside) << vec4<u32>({8 * i}u);
   }}
 """
-            for i in range(4)
-        )
-    code += f"fn row(k: u32, N: u32) -> u32 {{ return {begin}; }}\n"
-    return f"""{_BYTES}{code}fn b_words(k: u32, n: u32, K: u32, N: u32) -> vec4<u32> {{
+        for i in range(4)
+    )
+    aligned = isinstance(n, int) and n % 4 == 0 and begin == "k * N"
+    return f"""{_BYTES}{code}fn row(k: u32, N: u32) -> u32 {{ return {begin}; }}
+fn four(at: u32) -> u32 {{
+{_ALIGNED if aligned else _ANYWHERE}}}
+fn b_words(k: u32, n: u32, K: u32, N: u32) -> vec4<u32> {{
   var words = vec4<u32>(0u);
   if (n >= N) {{ return words; }}
+  let inside = 0xffffffffu >> (32u - 8u * min(N - n, 4u));
 {rows}  return words;
 }}
 fn za_of() -> u32 {{ return bitcast<u32>(b2[0]) + {128 if a_signed else 0}u; }}
@@ -146,19 +136,17 @@ _SUMS = """  var sum0 = vec4<u32>(0u);
   var sum2 = vec4<u32>(0u);
   var sum3 = vec4<u32>(0u);
   var of_rows = vec4<u32>(0u);
-  var of_columns = vec4<u32>(0u);
-  let ones = vec4<u32>(1u);"""
+  var of_columns = vec4<u32>(0u);"""
 
 
 def _step() -> str:
     """Adds the words ``x`` (of four rows) times ``y`` (of four columns)."""
-    lines = [f"let x{i} = bytes(x[{i}]);" for i in range(4)]
-    lines += [f"let y{i} = bytes(y[{i}]);" for i in range(4)]
+    lines = []
     for i in range(4):
-        dots = ", ".join(f"dot(x{i}, y{j})" for j in range(4))
+        dots = ", ".join(f"dot4U8Packed(x[{i}], y[{j}])" for j in range(4))
         lines.append(f"sum{i} += vec4<u32>({dots});")
     for name, letter in (("of_rows", "x"), ("of_columns", "y")):
-        dots = ", ".join(f"dot({letter}{i}, ones)" for i in range(4))
+        dots = ", ".join(f"dot4U8Packed({letter}[{i}], 0x01010101u)" for i in range(4))
         lines.append(f"{name} += vec4<u32>({dots});")
     return "\n".join(f"      {line}" for line in lines)
 
@@ -179,15 +167,19 @@ def _stores(each: bool) -> str:
 def _tiled(m: Size, k: Size, n: Size, each: bool) -> str:
     """Each thread makes rows 4 ty … 4 ty + 3 and columns 4 tx … 4 tx + 3 of the tile."""
     a_loads = "\n".join(
-        f"    a_tile[{i}u + lane] = a_word(group.y * {TILE_M}u + ({i}u + lane) % {TILE_M}u, "
+        f"    a_tile[{i}u + lane] = a_word(m0 + ({i}u + lane) % {TILE_M}u, "
         f"k0 + ({i}u + lane) / {TILE_M}u * 4u, M, K);"
         for i in range(0, TILE_K * TILE_M, _THREADS)
     )
     body = f"""{_sizes(m, k, n)}
   let tx = lane % 16u;
   let ty = lane / 16u;
-  let m = group.y * {TILE_M}u + 4u * ty;
-  let n = group.x * {TILE_N}u + 4u * tx;
+  let wide = (N + {TILE_N - 1}u) / {TILE_N}u;
+  let number = {text.GROUP};
+  if (number >= wide * ((M + {TILE_M - 1}u) / {TILE_M}u)) {{ return; }}
+  let m0 = number / wide * {TILE_M}u;
+  let m = m0 + 4u * ty;
+  let n = number % wide * {TILE_N}u + 4u * tx;
 {_SUMS}
   for (var k0 = 0u; k0 < K; k0 += {4 * TILE_K}u) {{
 {a_loads}

@@ -60,7 +60,7 @@ TEMPLATES: dict[str, Entry] = {
     "dot": Where(dot.fits, dot.rule),
     "dot_stored": NotYet("products read f32, row by row"),
     "dot_integer": Where(dot_integer.fits, dot_integer.rule),
-    "dot_shifted": Where(dot_integer.fits_shifted, _dot_shifted),
+    "dot_shifted": _dot_shifted,
 }
 
 
