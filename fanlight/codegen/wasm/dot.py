@@ -1,7 +1,8 @@
 """c = a @ b: a f32 [..., M, K], b [..., K, N], c f32 [..., M, N], as numpy.matmul broadcasts. b may
 be narrower than f32, have a zero point, lie turned, [..., N, K], or be made of shifted rows.
 
-Work is shared out as blocks of rows by panels of columns. A panel of b, ``_DEPTH`` of its rows at a
+Work is shared out as blocks of rows by panels of columns, the panels of a block one behind the
+other, so that its part of a stays in the cache. A panel of b, ``_DEPTH`` of its rows at a
 time, is copied to the thread's scratch, where its rows lie together; tiles of it stay in registers:
 elements of a, each in all lanes, times four columns a vector. Each output is summed over K in
 order, whatever the shapes and the number of threads. Sizes are arguments: one kernel serves all
@@ -39,6 +40,7 @@ from fanlight.shapes import Dim, Size, product
 # four at a time, spread by shuffles.
 _TILE = 4, 4  # rows by vectors
 _BLOCK, _DEPTH = 128, 256  # rows of a and of b that are taken together
+_LEAST_BLOCK, _BLOCK_ELEMENTS = 16, 1 << 17  # fewer rows of a where these fill half a cache
 _UNROLL = 4  # columns of a: a vector
 
 
@@ -178,7 +180,9 @@ class _Dot:
         count = 5 if self.stored.shifted else 0
         self.shifts, lead = lead[:count], lead[count:]
         panels = w.let(op("i32.div_u", self.n + (self.wide - 1), self.wide))
-        groups = w.let(op("i32.div_u", self.m + (_BLOCK - 1), _BLOCK))
+        few = op("i32.div_u", i32(_BLOCK_ELEMENTS), self.k + 1) & -_TILE[0]
+        self.block = w.let(_most(w, _least(w, few, _BLOCK), _LEAST_BLOCK))
+        groups = w.let(op("i32.div_u", self.m + self.block - 1, self.block))
         total: Value = panels * groups
         for size in lead:
             total = total * size
@@ -189,11 +193,11 @@ class _Dot:
         across = self.k if self.stored.turned else self.n
         self.b_bytes = w.let(across << self.stored.shift)  # from row to row, as it is stored
         with w.for_range(begin, end) as number:
-            group = w.let(op("i32.rem_u", number, groups))
-            rest = w.let(op("i32.div_u", number, groups))
-            column = w.let(op("i32.rem_u", rest, panels) * self.wide)
-            batch = w.let(op("i32.div_u", rest, panels))
-            first = w.let(group * _BLOCK)
+            column = w.let(op("i32.rem_u", number, panels) * self.wide)
+            rest = w.let(op("i32.div_u", number, panels))
+            group = w.let(op("i32.rem_u", rest, groups))
+            batch = w.let(op("i32.div_u", rest, groups))
+            first = w.let(group * self.block)
             a_batch, b_batch = self._batches(batch, lead)
             a_at = a + (a_batch * self.m + first) * self.k_bytes
             b_at = b + (b_batch * self._matrix() << self.stored.shift)
@@ -227,7 +231,7 @@ class _Dot:
 
     def _task(self, a: Local, b: Local, c: Local, first: Local, column: Local) -> None:
         w = self.w
-        rows = w.let(_least(w, self.m - first, _BLOCK))
+        rows = w.let(_least(w, self.m - first, self.block))
         wide = w.let(_least(w, self.n - column, self.wide))
         partial = w.let(op("i32.lt_s", wide, self.wide))
         out = w.let(select(partial, self.staging, c))
@@ -444,6 +448,11 @@ def _words(*numbers: int) -> list[int]:
     return [4 * number + i for number in numbers for i in range(4)]
 
 
-def _least(w: Writer, value: Value, limit: int) -> Value:
+def _least(w: Writer, value: Value, limit: int | Local) -> Value:
     kept = w.let(value)
     return select(kept < limit, kept, limit)
+
+
+def _most(w: Writer, value: Value, limit: int) -> Value:
+    kept = w.let(value)
+    return select(kept < limit, i32(limit), kept)
