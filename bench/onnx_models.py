@@ -54,13 +54,19 @@ def _minilm_file(kind: str) -> bytes:
 
 
 def _without_quantisation(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Each DequantizeLinear of weights becomes a weight of floats."""
+    """Weights that casts and products make of stored ones become weights of floats."""
     graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    for node in [n for n in graph.node if n.op_type == "DequantizeLinear"]:
-        stored, scale, *zero = (numpy_helper.to_array(weights[name]) for name in node.input)
-        offset = zero[0].astype("f4") if zero else np.float32(0)
-        value = (stored.astype("f4") - offset) * scale
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in [n for n in graph.node if n.op_type in ("Cast", "Mul")]:
+        if not all(name in weights for name in node.input):
+            continue
+        first, *others = (weights[name] for name in node.input)
+        if node.op_type == "Cast" and first.dtype != np.int8:
+            continue
+        value = first.astype("f4")
+        for other in others:
+            value = value * other
+        weights[node.output[0]] = value
         graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input}

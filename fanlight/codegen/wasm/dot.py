@@ -35,13 +35,14 @@ from fanlight.kernels.launch import Launch, WasmKernel, WasmLaunch
 from fanlight.kernels.target import Context, Operand
 from fanlight.shapes import Dim, Size, product
 
-# Measured with bench/wasm_kernels.py (V8, relaxed): 4 x 4 is as fast as 6 x 2 though it spills, and
-# wastes less on single rows; loading each element of a into all lanes reaches 9/10 of the speed of
-# four at a time, spread by shuffles.
-_TILE = 4, 4  # rows by vectors
+# Rows by vectors, the tallest first. Measured in Chromium 156 (relaxed, GFLOP/s of one core): 6 x 2
+# 43, 2 x 4 42, 4 x 2 39, 3 x 3 41, 4 x 4 37 (V8 has 16 registers; 32 with elements of a spread by
+# shuffles, not loaded into all lanes each).
+_TILES = (6, 2), (2, 4), (1, 4)
+_VECTORS = 4  # of a panel
 _BLOCK, _DEPTH = 128, 256  # rows of a and of b that are taken together
 _LEAST_BLOCK, _BLOCK_ELEMENTS = 16, 1 << 17  # fewer rows of a where these fill half a cache
-_UNROLL = 4  # columns of a: a vector
+_UNROLL = 2  # columns of a
 
 
 def fits(node: Node) -> bool:
@@ -80,7 +81,7 @@ def _launch(
     if shared and product(a.shape[:-2]) == product(lead):
         m, lead = product(a.shape[:-1]), ()  # more rows of one product
     moves = tuple(_moves(x.shape[:-2], lead) for x in inputs)
-    vectors = min(_TILE[1], -(-n // 4)) if isinstance(n, int) else _TILE[1]
+    vectors = min(_VECTORS, -(-n // 4)) if isinstance(n, int) else _VECTORS
     relaxed = "relaxed-simd" in context.features
     writer = _Dot(moves[0], moves[1], max(1, vectors), relaxed, stored)
     text = "".join("01"[x] + "01"[y] + "_" for x, y in zip(*moves, strict=True))
@@ -180,7 +181,7 @@ class _Dot:
         count = 5 if self.stored.shifted else 0
         self.shifts, lead = lead[:count], lead[count:]
         panels = w.let(op("i32.div_u", self.n + (self.wide - 1), self.wide))
-        few = op("i32.div_u", i32(_BLOCK_ELEMENTS), self.k + 1) & -_TILE[0]
+        few = op("i32.div_u", i32(_BLOCK_ELEMENTS), self.k + 1) & -2
         self.block = w.let(_most(w, _least(w, few, _BLOCK), _LEAST_BLOCK))
         groups = w.let(op("i32.div_u", self.m + self.block - 1, self.block))
         total: Value = panels * groups
@@ -248,7 +249,7 @@ class _Dot:
                 self._rows(task, start, depth)
             else:
                 with w.if_(alone):
-                    self._tile(task, i32(0), 1, start, depth, in_place=True)
+                    self._tile(task, i32(0), 1, start, depth, range(self.vectors), in_place=True)
                 with w.if_(op("i32.eqz", alone)):
                     self._pack(task, start, depth)
                     self._rows(task, start, depth)
@@ -342,15 +343,17 @@ class _Dot:
             self.w.do("v128.store", to, f32x4(0.0), offset=16 * v, align=16)
 
     def _rows(self, task: _Task, start: Local, depth: Local) -> None:
-        w, row, tall = self.w, self.w.local("i32"), _TILE[0]
+        w, row = self.w, self.w.local("i32")
         w.set(row, 0)
-        last = w.let(task.rows - (tall - 1))
-        with w.while_(row < last):
-            self._tile(task, row, tall, start, depth)
-            w.set(row, row + tall)
-        with w.while_(row < task.rows):
-            self._tile(task, row, 1, start, depth)
-            w.set(row, row + 1)
+        for tall, across in _TILES:
+            last = w.let(task.rows - (tall - 1))
+            with w.while_(row < last):
+                self._tile(task, row, tall, start, depth, range(min(across, self.vectors)))
+                for v in range(across, self.vectors, across):
+                    with w.if_(op("i32.gt_s", task.wide, 4 * v)):
+                        part = range(v, min(v + across, self.vectors))
+                        self._tile(task, row, tall, start, depth, part)
+                w.set(row, row + tall)
 
     def _tile(
         self,
@@ -359,27 +362,30 @@ class _Dot:
         tall: int,
         start: Local,
         depth: Local,
+        part: range,
         in_place: bool = False,
     ) -> None:
-        """Adds to ``tall`` rows of sums the products of ``depth`` columns of a, from ``start``."""
+        """Adds to the vectors ``part`` of ``tall`` rows of sums the products of ``depth`` columns
+        of a, from ``start``."""
         w = self.w
         at = [w.let(task.a + row * self.k_bytes + (start << 2))]
         out = [w.let(task.out + row * task.stride)]
         for _ in range(tall - 1):
             at.append(w.let(at[-1] + self.k_bytes))
             out.append(w.let(out[-1] + task.stride))
-        sums = [[w.let(f32x4(0.0)) for _ in range(self.vectors)] for _ in range(tall)]
+        sums = [[w.let(f32x4(0.0)) for _ in part] for _ in range(tall)]
         with w.if_(start):
             for r in range(tall):
-                for v in range(self.vectors):
-                    w.set(sums[r][v], op("v128.load", out[r], offset=16 * v, align=4))
+                for total, v in zip(sums[r], part, strict=True):
+                    w.set(total, op("v128.load", out[r], offset=16 * v, align=4))
         b = w.let(task.b + start * self.b_bytes if in_place else self.panel)
         end = w.let(at[0] + (depth << 2))
         many = w.let(at[0] + ((depth & -_UNROLL) << 2))
         for until, steps in ((many, _UNROLL), (end, 1)):
             with w.while_(op("i32.lt_u", at[0], until)):
-                for u, factors in enumerate(self._factors(at, steps)):
-                    self._step(factors, self._columns(b, u, in_place), sums)
+                for u in range(steps):
+                    factors = [op("v128.load32_splat", x, offset=4 * u, align=4) for x in at]
+                    self._step(factors, self._columns(b, u, part, in_place), sums)
                     if in_place:
                         w.set(b, b + self.b_bytes)
                 for pointer in at:
@@ -387,22 +393,15 @@ class _Dot:
                 if not in_place:
                     w.set(b, b + 4 * self.wide * steps)
         for r in range(tall):
-            for v in range(self.vectors):
-                w.do("v128.store", out[r], sums[r][v], offset=16 * v, align=4)
+            for total, v in zip(sums[r], part, strict=True):
+                w.do("v128.store", out[r], total, offset=16 * v, align=4)
 
-    def _factors(self, at: list[Local], steps: int) -> list[list[Value]]:
-        """Of each row of the tile the next ``steps`` elements, each in all lanes, by columns."""
-        if steps == 1:
-            return [[op("v128.load32_splat", pointer, align=4) for pointer in at]]
-        fours = [self.w.let(op("v128.load", pointer, align=4)) for pointer in at]
-        return [[blocks.splat_lane(four, u) for four in fours] for u in range(steps)]
-
-    def _columns(self, b: Local, u: int, in_place: bool) -> list[Local]:
-        """A row of b: the one at ``b`` itself, or row ``u`` of the panel there."""
-        w, wide = self.w, range(self.vectors)
+    def _columns(self, b: Local, u: int, part: range, in_place: bool) -> list[Local]:
+        """Vectors of a row of b: the one at ``b`` itself, or row ``u`` of the panel there."""
+        w = self.w
         if in_place:
-            return [w.let(self.stored.row(w, b + (4 * v << self.stored.shift))) for v in wide]
-        places = [4 * self.wide * u + 16 * v for v in wide]
+            return [w.let(self.stored.row(w, b + (4 * v << self.stored.shift))) for v in part]
+        places = [4 * self.wide * u + 16 * v for v in part]
         return [w.let(op("v128.load", b, offset=place, align=16)) for place in places]
 
     def _step(self, factors: list[Value], columns: list[Local], sums: list[list[Local]]) -> None:
