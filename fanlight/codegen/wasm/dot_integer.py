@@ -2,9 +2,9 @@
 
 Differences fit 16 bits, of which one instruction multiplies eight pairs and adds neighbours up.
 Work is shared out as blocks of rows by panels of 16 columns. Both are copied to the thread's
-scratch as differences, ``_DEPTH`` places of K at a time: rows of a as they are, two rows of b with
-their elements side by side. Sizes are arguments: one kernel serves all shapes. ``dot_shifted`` is
-the same but for where a row of b begins.
+scratch as differences, ``_DEPTH`` places of K at a time: rows of a as they are, once for all panels
+of their block; two rows of b with their elements side by side. Sizes are arguments: one kernel
+serves all shapes. ``dot_shifted`` is the same but for where a row of b begins.
 """
 
 from __future__ import annotations
@@ -94,27 +94,39 @@ class _Kernel:
         self.line = w.let(self.staging + _STAGING)  # 16 bytes of a row, then 16 zero points
         self.zero = w.let(op("i32.load", za))
         self.zeros = w.let(op("i16x8.splat", self.zero))
-        with w.for_range(begin, end) as number:
-            first = w.let(op("i32.rem_u", number, groups) * _BLOCK)
-            column = w.let(op("i32.div_u", number, groups) * _WIDE)
-            rows = w.let(_least(self.m - first, _BLOCK, w))
-            wide = w.let(_least(self.n - column, _WIDE, w))
-            partial = w.let(op("i32.lt_s", wide, _WIDE))
-            self._points(zb, column, wide)
-            place = w.let(c + ((first * self.n + column) << 2))
-            out = w.let(select(partial, self.staging, place))
-            stride = w.let(select(partial, i32(4 * _WIDE), self.n << 2))
-            start = w.local("i32")
-            w.set(start, 0)
-            with w.function.loop() as again:
-                depth = w.let(_least(self.k - start, _DEPTH, w))
+        number = w.let(begin)
+        with w.while_(number < end):
+            first = w.let(op("i32.div_u", number, panels) * _BLOCK)
+            panel = w.let(op("i32.rem_u", number, panels))
+            many = w.let(_least(panels - panel, end - number, w))
+            self._block(a, b, zb, c, first, panel, many)
+            w.set(number, number + many)
+
+    def _block(
+        self, a: Local, b: Local, zb: Local, c: Local, first: Local, panel: Local, many: Local
+    ) -> None:
+        """``many`` panels, from ``panel``, of up to ``_BLOCK`` rows, from ``first``."""
+        w, start = self.w, self.w.local("i32")
+        rows = w.let(_least(self.m - first, _BLOCK, w))
+        w.set(start, 0)
+        with w.function.loop() as again:
+            depth = w.let(_least(self.k - start, _DEPTH, w))
+            self._pack_a(w.let(a + first * self.k + start), depth, rows)
+            with w.for_range(i32(0), many) as number:
+                column = w.let((panel + number) * _WIDE)
+                wide = w.let(_least(self.n - column, _WIDE, w))
+                partial = w.let(op("i32.lt_s", wide, _WIDE))
+                self._points(zb, column, wide)
+                place = w.let(c + ((first * self.n + column) << 2))
+                out = w.let(select(partial, self.staging, place))
+                stride = w.let(select(partial, i32(4 * _WIDE), self.n << 2))
                 self._pack_b(w.let(b + column), start, depth, wide, partial)
-                self._pack_a(w.let(a + first * self.k + start), depth, rows)
                 self._tiles(out, stride, rows, depth, start)
-                w.set(start, start + _DEPTH)
-                w.br_if(again, start < self.k)
-            with w.if_(partial):
-                self._copy_out(place, rows, wide)
+                done = op("i32.ge_s", start + depth, self.k)
+                with w.if_(partial & done):  # the last panel, so that its sums stay until then
+                    self._copy_out(place, rows, wide)
+            w.set(start, start + _DEPTH)
+            w.br_if(again, start < self.k)
 
     def _points(self, zb: Local, column: Local, wide: Local) -> None:
         """The zero points of the panel's columns, 16 bits each."""
@@ -262,6 +274,7 @@ def _pair(column: int) -> tuple[int, ...]:
     return at, at + 1, 16 + at, 17 + at
 
 
-def _least(value: Value, limit: int, w: Writer) -> Value:
+def _least(value: Value, limit: int | Value, w: Writer) -> Value:
     kept = w.let(value)
+    limit = limit if isinstance(limit, int) else w.let(limit)
     return select(kept < limit, kept, limit)
