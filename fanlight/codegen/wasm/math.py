@@ -55,16 +55,25 @@ _EXP = (
 )
 
 
+_ROUND = 12582912.0  # 1.5 * 2**23: added and taken off again, it leaves the nearest integer
+
+
+def _inside(value: Value, low: float, high: float) -> Value:
+    """``value`` within the bounds; NaN stays (of pmin and pmax the first argument does)."""
+    return op("f32x4.pmax", op("f32x4.pmin", value, f32x4(high)), f32x4(low))
+
+
 def exp(w: Writer, value: Value) -> Value:
     """Below -104 it is 0, above 88.73 infinite."""
-    # min and max pass NaN on; pmin(-x) would not.
-    x = w.let(op("f32x4.max", op("f32x4.min", value, f32x4(89.0)), f32x4(-104.0)))
-    k = w.let(op("f32x4.nearest", _mul(x, f32x4(1.44269504))))
+    x = w.let(_inside(value, -104.0, 89.0))
+    # k, and its integer in the low bits of a float between 2**23 and 2**24
+    raised = w.let(_add(_mul(x, f32x4(1.44269504)), f32x4(_ROUND)))
+    k = w.let(_sub(raised, f32x4(_ROUND)))
     r = w.let(_add(_sub(x, _mul(k, f32x4(0.693359375))), _mul(k, f32x4(2.12194440e-4))))
     p = w.let(_polynomial(r, _EXP))
     p = w.let(_add(_add(_mul(_mul(p, r), r), r), f32x4(1.0)))
     # Two factors, so that subnormal results are reached.
-    n = w.let(op("i32x4.trunc_sat_f32x4_s", k))
+    n = w.let(op("i32x4.sub", raised, i32x4(0x4B400000)))
     half = w.let(op("i32x4.shr_s", n, 1))
     return _mul(_mul(p, _two_to(half)), _two_to(op("i32x4.sub", n, half)))
 
@@ -135,25 +144,22 @@ def _mul_sigmoid(w: Writer, value: Value, factor: Value) -> Value:
     return _mul(_div(top, _add(e, f32x4(1.0))), factor)
 
 
-_ERF = (
-    *(7.853861353153693e-5, -8.010193625184903e-4, 5.188327685732524e-3, -2.685381193529856e-2),
-    *(1.128358514861418e-1, -3.761262582423300e-1, 1.128379165726710),
+# erf(x) = x P(x²) / Q(x²) up to the least x whose erf rounds to 1: coefficients of XLA's ErfImpl32
+_ERF_TOP = (
+    *(2.2905065861350646e-4, 3.4082910107109506e-3, 5.0955695062380861e-2),
+    *(1.8520832239976145e-1, 1.128379143519084),
 )
-_ERFC = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+_ERF_BOTTOM = (
+    *(-1.1791602954361697e-7, 2.3547966471313185e-5, 1.0179625278914885e-3),
+    *(1.4070470171167667e-2, 1.1098505178285362e-1, 4.9746925110067538e-1, 1.0),
+)
 
 
 def erf(w: Writer, value: Value) -> Value:
-    """Below 1 Cephes; above Abramowitz and Stegun 7.1.26, 1.5e-7 absolute."""
-    x = w.let(value)
-    a = w.let(op("f32x4.abs", x))
+    x = w.let(_inside(value, -3.832506856900711, 3.832506856900711))
     z = w.let(_mul(x, x))
-    near = w.let(_mul(_polynomial(z, _ERF), x))
-    t = w.let(_div(f32x4(1.0), _add(f32x4(1.0), _mul(f32x4(0.3275911), a))))
-    p = w.let(_mul(_polynomial(t, _ERFC), t))
-    fall = exp(w, op("f32x4.neg", op("f32x4.min", z, f32x4(100.0))))
-    far = w.let(_sub(f32x4(1.0), _mul(p, fall)))
-    signed = op("v128.or", far, op("v128.and", x, i32x4(0x80000000)))
-    return pick(op("f32x4.lt", a, f32x4(1.0)), near, signed)
+    top = w.let(_mul(_polynomial(z, _ERF_TOP), x))
+    return _inside(_div(top, w.let(_polynomial(z, _ERF_BOTTOM))), -1.0, 1.0)
 
 
 _ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)

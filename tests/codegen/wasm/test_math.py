@@ -64,7 +64,7 @@ BOUNDS: dict[str, tuple[float, float, float]] = {
     "tanh": (-30, 30, 3),
     "sigmoid": (-103, 103, 3),
     "silu": (-87, 1e6, 4),  # below it the results are under 1e-36
-    "erf": (-10, 10, 4),
+    "erf": (-10, 10, 6),
     "sin": (-1e8, 1e8, 1),
     "cos": (-1e8, 1e8, 1),
     "atan": (-1e4, 1e4, 3),
