@@ -54,8 +54,8 @@ def run(
             graphs = {name: step.run(graph) for name, graph in module.graphs.items()}
             module = replace(module, graphs=graphs)
             after(module, step.name)
-    if parallel:
-        graphs = {name: split.run(graph) for name, graph in module.graphs.items()}
+    graphs = {name: split.run(graph, parallel) for name, graph in module.graphs.items()}
+    if any(graphs[name] is not graph for name, graph in module.graphs.items()):
         module = replace(module, graphs=graphs)
         after(module, "split")
     moved = at_load.run(module)

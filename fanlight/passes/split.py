@@ -1,4 +1,4 @@
-"""Work for thousands of threads where a value has few elements: for GPUs.
+"""Work for many threads where a value has few elements.
 
     reduce_K(x, axes a, b)   →   reduce_K(reduce_K(x, b), a)             long, of few results
     reduce_K(x, axis a)      →   the same of x reshaped to [parts, rest]
@@ -27,13 +27,14 @@ DEEP = 512  # length of K from which on it is worth it
 MOST_PARTS = 16
 
 
-def run(graph: Graph) -> Graph:
-    """``graph`` with the patterns above replaced, wherever they are worth it."""
+def run(graph: Graph, products: bool = True) -> Graph:
+    """``graph`` with the patterns above replaced, wherever they are worth it; without
+    ``products`` reductions alone, which a few threads share out as well."""
     builds: dict[Node, Build] = {}
     for node in graph.nodes():
         if node.op.startswith("reduce_"):
             build = _reduction(node)
-        elif node.op in ("dot", "dot_shifted"):
+        elif products and node.op in ("dot", "dot_shifted"):
             build = _product(node)
         else:
             continue

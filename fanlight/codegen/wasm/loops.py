@@ -301,8 +301,18 @@ class _Emitter:
         if wide:
             start = lanes.constants(scalars.neutral(expr.kind, kind))
             sums = w.let(start)
+            extreme = expr.kind in ("max", "min") and kind == "f32"
+            unordered = w.let(start) if extreme else None
             with self._loop(i, w.let(end - 3), 4):
-                w.set(sums, lanes.functions(w, combine, [sums, self.vector(body)], kind))
+                vector = self.vector(body)
+                if unordered is None:
+                    w.set(sums, lanes.functions(w, combine, [sums, vector], kind))
+                else:  # f32x4.max takes eight instructions in a row, for the sake of NaN
+                    kept = w.let(vector)
+                    w.set(sums, op(f"f32x4.p{expr.kind}", sums, kept))
+                    w.set(unordered, op("v128.bitselect", kept, unordered, _is_nan(kept)))
+            if unordered is not None:
+                w.set(sums, op("v128.bitselect", unordered, sums, _is_nan(unordered)))
             four = [lanes.lane(sums, kind, n) for n in range(4)]
             pairs = [
                 w.let(scalars.function(w, combine, [w.let(a), w.let(b)], kind))
@@ -357,16 +367,21 @@ class _Scope:
         self.turn.__exit__(None, None, None)
 
 
+def _is_nan(vector: Local) -> Value:
+    return op("f32x4.ne", vector, vector)
+
+
 def _wide(reduces: list[Node], axis: int | None, long_axes: frozenset[int]) -> frozenset[int]:
-    """The reductions that are spread over lanes: those that no lane axis touches, along which no
-    number has 64 bits."""
+    """The reductions that are spread over lanes: the innermost ones that no lane axis touches,
+    along which no number has 64 bits."""
     taken: set[int] = set() if axis is None else {axis}
     found: set[int] = set()
-    for node in reduces:
+    for node in reversed(reduces):
         reduce = node.expr
         assert isinstance(reduce, loops.Reduce)
         short = reduce.axis not in long_axes and reduce.type not in _WIDE
-        if short and not node.axes & taken:
+        inside = found.intersection(n.number for n in below(node))
+        if short and not inside and not node.axes & taken:
             found.add(node.number)
             taken.add(reduce.axis)
     return frozenset(found)
