@@ -260,6 +260,10 @@ class _Emitter:
                 if bits is not None:
                     return lanes.shifts(name, self.vector(node.children[0]), bits)
                 vectors = [self.vector(c) for c in node.children]
+                if name in ("min", "max") and args[-1].type == "f32":
+                    plain = _plain_number(args)
+                    if plain is not None:  # f32x4.max takes eight instructions, for NaN's sake
+                        return op(f"f32x4.p{name}", vectors[1 - plain], vectors[plain])
                 return lanes.functions(self.w, name, vectors, args[-1].type)
             case loops.Reduce():
                 return self._reduce_in_lanes(node, node.expr)
@@ -365,6 +369,15 @@ class _Scope:
         self.emitter.scopes.pop()
         self.emitter.w.set(self.i, self.i + self.step)
         self.turn.__exit__(None, None, None)
+
+
+def _plain_number(args: tuple[loops.Expr, ...]) -> int | None:
+    """Which argument is a constant, and not NaN: pmin and pmax keep a NaN of the other one if that
+    comes first."""
+    for place, arg in enumerate(args):
+        if isinstance(arg, loops.Const) and arg.value == arg.value:
+            return place
+    return None
 
 
 def _is_nan(vector: Local) -> Value:
