@@ -9,7 +9,7 @@ from __future__ import annotations
 from fanlight.codegen.wasm.encoder import Function, Label
 
 SLEEPERS = 256
-_SPINS = 20000
+_SPINS = 200000
 
 
 def add(f: Function, at: int, value: int) -> None:
