@@ -154,8 +154,9 @@ class _Lowering:
                 extent = product([node.inputs[0].shape[a] for a in node.attrs["axes"]])
                 if maximum(extent) > self.target.short_reduction:
                     stored.add(node)
-            if not loop:
-                stored.update(node.inputs)
+            if not loop or node.op.startswith("reduce_"):
+                short = node.inputs if not loop else [x for x in node.inputs if _reduces(x)]
+                stored.update(short)
             if node.op == "take" and not _of_weights(node.inputs[0]):  # may read an element often
                 stored.add(node.inputs[0])
             if node.op == "rope":  # reads each element of x twice
@@ -561,6 +562,12 @@ def _is_index(node: Node) -> bool:
             return False
         stack.extend(x.inputs)
     return True
+
+
+def _reduces(node: Node) -> bool:
+    while node.op == "reshape":
+        node = node.inputs[0]
+    return node.op.startswith("reduce_")
 
 
 def _again(node: Node) -> bool:

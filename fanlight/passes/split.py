@@ -23,6 +23,7 @@ from fanlight.shapes import Size, maximum, product
 FEW = 4096  # results of a reduction that are too few to have a team of threads each
 LONG = 4096  # elements that go into one of them, from which on two steps are faster
 TILES = 256  # of a product; fewer leave multiprocessors idle
+TEAM = 64  # elements that are worth the threads of a team
 DEEP = 512  # length of K from which on it is worth it
 MOST_PARTS = 16
 
@@ -55,22 +56,23 @@ def _reduction(node: Node) -> Build | None:
     if len(axes) == 1:
         parts = _divisor(shape[axes[0]])
         return partial(_in_parts, node, axes[0], parts) if parts > 1 else None
-    last = max(axes)
+    first, last = max(axes), max(axes)  # axes side by side, enough for a team of threads
+    while maximum(product(shape[first : last + 1])) < TEAM and first - 1 in axes[1:]:
+        first -= 1
 
     def build(new: New) -> Node:
-        inner = apply(node.op, new(node.inputs[0]), axes=(last,), keep=True)
-        inner = _split(inner)
-        rest = tuple(a for a in node.attrs["axes"] if a != last)
-        outer = _split(apply(node.op, inner, axes=rest, keep=True))
+        x = new(node.inputs[0])
+        flat = (*shape[:first], product(shape[first : last + 1]), *shape[last + 1 :])
+        inner = apply(node.op, apply("reshape", x, shape=flat), axes=(first,), keep=False)
+        ones = (1,) * (last + 1 - first)
+        kept = apply("reshape", inner, shape=(*shape[:first], *ones, *shape[last + 1 :]))
+        rest = tuple(a for a in node.attrs["axes"] if not first <= a <= last)
+        outer = apply(node.op, kept, axes=rest, keep=True)
+        again = _reduction(outer)
+        outer = outer if again is None else again(lambda made: made)
         return outer if keep else apply("reshape", outer, shape=node.shape)
 
     return build
-
-
-def _split(node: Node) -> Node:
-    """What stands for a new reduction, if it is one to split again."""
-    build = _reduction(node)
-    return node if build is None else build(lambda x: x)
 
 
 def _divisor(size: Size) -> int:
