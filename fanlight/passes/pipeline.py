@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fanlight.ir.graph import Graph, Module, Node
 from fanlight.passes import (
@@ -14,6 +15,7 @@ from fanlight.passes import (
     plain,
     project,
     residual,
+    rounding,
     split,
     stored,
     swiglu,
@@ -54,10 +56,15 @@ def run(
             graphs = {name: step.run(graph) for name, graph in module.graphs.items()}
             module = replace(module, graphs=graphs)
             after(module, step.name)
-    graphs = {name: split.run(graph, parallel) for name, graph in module.graphs.items()}
-    if any(graphs[name] is not graph for name, graph in module.graphs.items()):
-        module = replace(module, graphs=graphs)
-        after(module, "split")
+    general: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
+        ("round once", rounding.run),
+        ("split", partial(split.run, products=parallel)),
+    )
+    for label, change in general:
+        graphs = {name: change(graph) for name, graph in module.graphs.items()}
+        if any(graphs[name] is not graph for name, graph in module.graphs.items()):
+            module = replace(module, graphs=graphs)
+            after(module, label)
     moved = at_load.run(module)
     if moved is not module:
         module = moved
