@@ -1,8 +1,9 @@
 // The page of bench/onnx.py. `engines.NAME(threads)` of Fanlight and onnxruntime-web has
-//   create(model, feeds)   a session of a file's bytes; ms
-//   burst(ms)              runs for so long, once at least; the ms of each
-//   outputs()              of the last run: [{dims, data}], f32 as base64
-// With ?engine=…&model=…&threads=… it rests, then creates a session and runs it: titles tell when.
+//   create(model, asBytes)  a session of a file's bytes or address; ms
+//   burst(ms)               runs for so long, once at least; the ms of each
+//   outputs()               of the last run: [{dims, data}], f32 as base64
+// With ?engine=…&model=…&threads=… it rests, then creates a session of the
+// model's address and runs it: titles tell when.
 // Both get typed arrays and give typed arrays. onnxruntime-web runs in the page itself, as it does by default.
 
 const ORT = '/node_modules/onnxruntime-web/dist/';
@@ -21,15 +22,16 @@ async function feedsOf(model) {
   }));
 }
 
-/** `start` → (bytes, feeds) → run, which resolves with {name: {dims, data}}. */
+/** `start` → (model, feeds) → run, which resolves with {name: {dims, data}}. */
 function engine(start) {
   let run;
   let last;
   return {
-    async create(model) {
-      const [bytes, feeds] = await Promise.all([bytesOf(`/models/${model}`), feedsOf(model)]);
+    async create(model, asBytes = true) {
+      const address = `/models/${model}`;
+      const [source, feeds] = await Promise.all([asBytes ? bytesOf(address) : address, feedsOf(model)]);
       const begin = performance.now();
-      run = await (await start())(bytes, feeds);
+      run = await (await start())(source, feeds);
       return performance.now() - begin;
     },
     async burst(ms) {
@@ -50,8 +52,8 @@ function engine(start) {
 /** Its threads are all that a page may have: two where it is isolated, else one. */
 const fanlight = () => engine(async () => {
   const { InferenceSession } = await import('/fanlight.js');
-  return async (bytes, feeds) => {
-    const session = await InferenceSession.create(bytes, { executionProviders: ['wasm'] });
+  return async (source, feeds) => {
+    const session = await InferenceSession.create(source, { executionProviders: ['wasm'] });
     return () => session.run(feeds);
   };
 });
@@ -61,8 +63,8 @@ const ort = (threads) => engine(async () => {
   library.env.wasm.wasmPaths = ORT;
   library.env.wasm.numThreads = threads;
   library.env.logLevel = 'error';
-  return async (bytes, feeds) => {
-    const session = await library.InferenceSession.create(bytes, { executionProviders: ['wasm'] });
+  return async (source, feeds) => {
+    const session = await library.InferenceSession.create(source, { executionProviders: ['wasm'] });
     const tensors = Object.fromEntries(Object.entries(feeds).map(
       ([name, { type, dims, data }]) => [name, new library.Tensor(type, data, dims)]));
     return () => session.run(tensors);
@@ -77,7 +79,7 @@ if (name) {
   await new Promise((resolve) => setTimeout(resolve, REST_MS));
   try {
     const made = engines[name](Number(threads));
-    await made.create(model);
+    await made.create(model, false);
     await made.burst(WORK_MS);
     document.title = 'Ready';
   } catch (error) {
