@@ -7,8 +7,8 @@ session that can run, with all that the engine fetches, compiles and starts for 
 it). ``create_ms``: the same once more in that page. ``run_ms``: bursts of half a second, in turns,
 after some seconds of warming up; each burst is its median. Of each: least, median, most.
 ``first_ms``: the first run. ``first_peak_mb``: PSS of renderer and GPU process while a session is
-made of the file's address and run, less that of a page at rest, in a browser of its own; ``peak_mb``: the same in the next
-visit, when the plan is kept. ``difference``: the greatest between
+made of the file's address and run, less that of a page at rest, in a browser of its own;
+``peak_mb``: the same in the next visit, when the plan is kept. ``difference``: the greatest between
 the two engines' outputs, beside the greatest output.
 
 One thread is a page without cross-origin isolation, two are one with it. The last line is JSON:

@@ -25,6 +25,7 @@ from fanlight.kernels.schedule import by_depth
 from fanlight.kernels.target import CPU, Context, NotYet, Operand, Part, Target, runs
 from fanlight.passes import pipeline
 from fanlight.plan import (
+    TIMESTAMPS,
     Buffer,
     DimSpec,
     Dispatch,
@@ -49,8 +50,8 @@ class CompileOptions:
     ``threads``.
 
     ``max_binding``: bytes that one storage binding may have; larger weights are split by rows.
-    ``profile``: steps can be run one by one. ``dump``: called with (stage, text) for each graph
-    after each stage; ``verify``: check between stages.
+    ``profile``: kernels can be timed (``Session.profile``). ``dump``: called with (stage, text) for
+    each graph after each stage; ``verify``: check between stages.
     """
 
     target: Literal["webgpu", "wasm"]
@@ -317,7 +318,9 @@ class _Compilation:
 
     def _link(self, programs: dict[str, tuple[Step, ...]], weights: list[Weight]) -> Plan:
         segments = (bytes(self.segment),) if self.segment else ()
-        used = sorted({f for k in self.kernel_rows for f in k.features})
+        used = {f for k in self.kernel_rows for f in k.features}
+        if self.options.profile and TIMESTAMPS in self.options.features:
+            used.add(TIMESTAMPS)
         plan = Plan(
             self.options.target,
             self.dims,
@@ -326,7 +329,7 @@ class _Compilation:
             tuple(self.kernel_rows),
             programs,
             segments,
-            tuple(used),
+            tuple(sorted(used)),
             None,
             self.module.metadata,
         )

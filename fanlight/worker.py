@@ -4,7 +4,7 @@
     generate  {pipeline, prompt, options} → {text, tokens, prompt_tokens, finish_reason, timings}
               chunks: pieces of text; once the prompt is tokenised, progress:
               {stage: "prefill", done, total}, in tokens
-    open_session  {model, providers, overrides, relaxed_simd} → {session, info}, what
+    open_session  {model, providers, overrides, relaxed_simd, profile} → {session, info}, what
               ``InferenceSession.described`` says, and the names of external files; progress as in
               create
     dispose   {pipeline} or {session} → null
@@ -109,6 +109,7 @@ class Worker:
             execution_providers=fields["providers"],
             free_dimension_overrides=fields["overrides"],
             relaxed_simd=fields["relaxed_simd"],
+            profile=fields["profile"],
             progress=progress,
         )
         key, self._next = self._next, self._next + 1

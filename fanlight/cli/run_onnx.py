@@ -16,6 +16,7 @@ from fanlight.errors import InputError
 from fanlight.inference.session import PROVIDERS, InferenceSession
 from fanlight.inference.tensor import Tensor
 from fanlight.runtime.backend import DEVICES, check_device
+from fanlight.runtime.session import KernelTime
 
 _SHOWN = 6  # elements
 
@@ -34,16 +35,21 @@ def run_onnx(
         list[str] | None,
         typer.Option("--dim", metavar="NAME=SIZE", help="Fix a free dimension while compiling."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print what each kernel costs in a run.")
+    ] = False,
 ) -> None:
     """Run an ONNX model once."""
     feeds = {name: npy.read(Path(file)) for name, file in pairs("input", inputs).items()}
     overrides = sizes(dim)
     providers = PROVIDERS if check_device(device) == "auto" else (device,)
-    results = asyncio.run(_run(model, feeds, providers, overrides))
+    results, times = asyncio.run(_run(model, feeds, providers, overrides, profile))
     for name, tensor in results.items():
         print(f"{name}: {_short(tensor)}")
         if output is not None:
             npy.write(output / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.npy", tensor)
+    if times:
+        _print(times)
 
 
 async def _run(
@@ -51,16 +57,29 @@ async def _run(
     feeds: Mapping[str, Tensor],
     providers: tuple[str, ...],
     overrides: Mapping[str, int],
-) -> dict[str, Tensor]:
+    profile: bool,
+) -> tuple[dict[str, Tensor], list[KernelTime]]:
     with Bars() as bars:
         session = await InferenceSession.create(
             model,
             execution_providers=providers,
             free_dimension_overrides=overrides,
+            profile=profile,
             progress=bars,
         )
     async with session:
-        return await session.run(feeds)
+        results = await session.run(feeds)
+        return results, await session.profile(feeds) if profile else []
+
+
+def _print(times: list[KernelTime]) -> None:
+    whole = sum(row.ms for row in times)
+    width = max(len(row.kernel) for row in times)
+    print(f"\n{'kernel':{width}}  dispatches        ms      %")
+    for row in times:
+        share = 100 * row.ms / whole if whole else 0.0
+        print(f"{row.kernel:{width}}  {row.dispatches:10}  {row.ms:8.3f}  {share:5.1f}")
+    print(f"{'all':{width}}  {sum(row.dispatches for row in times):10}  {whole:8.3f}  100.0")
 
 
 def pairs(option: str, values: list[str] | None) -> dict[str, str]:

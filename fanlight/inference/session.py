@@ -9,26 +9,36 @@ strings as values.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from fanlight import shapes
 from fanlight.compiler import CompileOptions, compile_module
-from fanlight.errors import AbortedError, InputError, UnsupportedError
+from fanlight.errors import AbortedError, DeviceError, InputError, UnsupportedError
 from fanlight.inference.device_tensor import ON_DEVICE, DeviceTensor
 from fanlight.inference.files import ModelFiles
 from fanlight.inference.signature import TensorInfo, signature_of
 from fanlight.inference.tensor import Tensor, as_tensor, dtype_of, nbytes
 from fanlight.ir.graph import Module
-from fanlight.plan import LOAD_DIMS, THREADS, FileSource, Plan
+from fanlight.plan import LOAD_DIMS, THREADS, TIMESTAMPS, FileSource, Plan
 from fanlight.runtime.backend import BackendInfo, Device, choose
-from fanlight.runtime.session import File, Held, ProgressCallback, Session, SessionInfo
+from fanlight.runtime.session import (
+    File,
+    Held,
+    KernelTime,
+    ProgressCallback,
+    Session,
+    SessionInfo,
+)
+from fanlight.runtime.timing import added
 
 PROVIDERS = ("webgpu", "wasm")
 _RESERVED = (*LOAD_DIMS, THREADS)
 MAX_DIM = 1 << 20  # of a dim that the model leaves free
+
+_Run = Callable[[str, Mapping[str, "bytes | Held"], Mapping[str, int]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +48,14 @@ class Options:
     providers: tuple[Device, ...]
     overrides: Mapping[str, int]
     relaxed_simd: bool
+    profile: bool = False
 
 
 def check_options(
     execution_providers: Sequence[str] = PROVIDERS,
     free_dimension_overrides: Mapping[str, int] | None = None,
     relaxed_simd: bool = True,
+    profile: bool = False,
 ) -> Options:
     """Raises InputError for providers that there are not, or sizes that are none."""
     overrides = dict(free_dimension_overrides or {})
@@ -60,7 +72,7 @@ def check_options(
         providers = ("webgpu",)
     elif names[0] == "webgpu":
         providers = ("auto", "wasm")
-    return Options(providers, overrides, relaxed_simd)
+    return Options(providers, overrides, relaxed_simd, profile)
 
 
 class InferenceSession:
@@ -90,6 +102,7 @@ class InferenceSession:
         free_dimension_overrides: Mapping[str, int] | None = None,
         input_values: Mapping[str, Any] | None = None,
         relaxed_simd: bool = True,
+        profile: bool = False,
         progress: ProgressCallback | None = None,
     ) -> InferenceSession:
         """A session for ``model``: a path (CPython), a URL or the file's bytes. External data lie
@@ -101,11 +114,13 @@ class InferenceSession:
         → tensor, for inputs that sizes or axes are made of; ``run`` doesn't take them any more.
         ``relaxed_simd``: WebAssembly may fuse multiplications and additions, and so round once
         where others round twice; without, results are the same bit for bit on every machine.
-        Raises StoreError,
-        FormatError, UnsupportedError (all unknown operators at once), InputError, DeviceError.
-        Cancelling the call aborts it.
+        ``profile``: for :meth:`profile`; on WebAssembly all runs are a little slower then.
+        Raises StoreError, FormatError, UnsupportedError (all unknown operators at once),
+        InputError, DeviceError. Cancelling the call aborts it.
         """
-        options = check_options(execution_providers, free_dimension_overrides, relaxed_simd)
+        options = check_options(
+            execution_providers, free_dimension_overrides, relaxed_simd, profile
+        )
         made: InferenceSession | None = None
         try:
             async with ModelFiles(model, progress) as files:
@@ -133,7 +148,7 @@ class InferenceSession:
             if backend.info.target in failed:
                 continue
             try:
-                plan = compile_for(module, backend.info)
+                plan = compile_for(module, backend.info, options.profile)
                 signature_of(plan)  # complains before anything is loaded
             except UnsupportedError as error:
                 failed[backend.info.target] = error
@@ -160,20 +175,10 @@ class InferenceSession:
         memory is short. Cancelling the call aborts it; the session can be used again.
         """
         wanted = self._fetches(fetches)
-        for name, value in feeds.items():
-            if isinstance(value, DeviceTensor) and value.session is not self._session:
-                raise InputError("a tensor of another session", where=f"input {name}", got=value)
-        tensors = {name: self._tensor(name, value) for name, value in feeds.items()}
-        dims = self._signature.dims(tensors)
-        used = {
-            info.buffer: _content(tensors[info.name])
-            for info in self.inputs
-            if info.buffer in self._buffers
-        }
+        used, dims = self._given(feeds)
         async with self._turn:
-            if self._disposed:
-                raise AbortedError("the session was disposed")
-            await self._run_stages(used, dims)
+            self._check_alive()
+            await self._run_stages(self._session.run, used, dims)
             if self._bounded:
                 dims |= await self._session.dims()
             reads = [
@@ -186,12 +191,57 @@ class InferenceSession:
                 results[name] = _write(name, results[name], target)
         return results
 
-    async def _run_stages(self, feeds: Mapping[str, bytes | Held], dims: dict[str, int]) -> None:
+    async def profile(self, feeds: Mapping[str, Any], *, runs: int = 5) -> list[KernelTime]:
+        """What each kernel costs in a run, the most costly first: the mean of ``runs`` runs, after
+        one that warms up. Steps that ``run`` overlaps come one after the other here.
+
+        Browsers round a GPU's times to 0.1 ms, so that short kernels need more runs. Raises as
+        ``run``, and InputError where the session was made without ``profile``.
+        """
+        if type(runs) is not int or runs < 1:
+            raise InputError("not a number of runs", got=repr(runs))
+        used, dims = self._given(feeds)
+        rows: list[KernelTime] = []
+
+        async def timed(
+            program: str, feeds: Mapping[str, bytes | Held], dims: Mapping[str, int]
+        ) -> None:
+            rows.extend(await self._session.profile(program, feeds, dims))
+
+        async with self._turn:
+            self._check_alive()
+            for number in range(1 + runs):
+                if number == 1:
+                    rows.clear()
+                await self._run_stages(timed, used, dict(dims))
+        return added(runs, rows)
+
+    def _given(self, feeds: Mapping[str, Any]) -> tuple[dict[str, bytes | Held], dict[str, int]]:
+        """What a run's inputs hold, by buffer, and the dims they show. Raises InputError."""
+        for name, value in feeds.items():
+            if isinstance(value, DeviceTensor) and value.session is not self._session:
+                raise InputError("a tensor of another session", where=f"input {name}", got=value)
+        tensors = {name: self._tensor(name, value) for name, value in feeds.items()}
+        dims = self._signature.dims(tensors)
+        used = {
+            info.buffer: _content(tensors[info.name])
+            for info in self.inputs
+            if info.buffer in self._buffers
+        }
+        return used, dims
+
+    def _check_alive(self) -> None:
+        if self._disposed:
+            raise AbortedError("the session was disposed")
+
+    async def _run_stages(
+        self, run: _Run, feeds: Mapping[str, bytes | Held], dims: dict[str, int]
+    ) -> None:
         """Runs one program after the other; adds to ``dims`` the sizes that the model computes."""
         maxima = {spec.dim.name: spec.dim.max for spec in self._plan.dims}
         for stage in self._stages:
             known = {name: size for name, size in dims.items() if name in maxima}
-            await self._session.run(stage["program"], feeds, known)
+            await run(stage["program"], feeds, known)
             feeds = {}
             for name, buffer in stage["reads"].items():
                 data = await self._session.read(buffer, 0, 4)
@@ -300,9 +350,14 @@ def description(plan: Plan) -> dict[str, Any]:
     }
 
 
-def compile_for(module: Module, info: BackendInfo) -> Plan:
-    """The plan of an imported model for a device. Raises UnsupportedError, GraphError."""
-    return compile_module(module, CompileOptions(info.target, info.features, info.max_binding))
+def compile_for(module: Module, info: BackendInfo, profile: bool = False) -> Plan:
+    """The plan of an imported model for a device. Raises UnsupportedError, GraphError; DeviceError
+    for a ``profile`` where the GPU tells no times."""
+    if profile and info.target == "webgpu" and TIMESTAMPS not in info.features:
+        hint = "Profile with the execution provider wasm, or in another browser."
+        raise DeviceError("this GPU offers no timestamps", where=info.adapter, hint=hint)
+    options = CompileOptions(info.target, info.features, info.max_binding, profile=profile)
+    return compile_module(module, options)
 
 
 async def import_onnx(

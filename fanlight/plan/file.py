@@ -83,6 +83,7 @@ def encode(plan: Plan) -> bytes:
             "dims_at": w.dims_at,
             "buffers_at": w.buffers_at,
             "entries": list(w.entries),
+            "timed": w.timed,
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -303,7 +304,8 @@ class _Reader:
         threads = _get(m, "threads", "wasm", bool)
         reserved, dims_at, buffers_at = numbers
         segment = _natural(m, "segment", "wasm")
-        return WasmModule(segment, threads, reserved, dims_at, buffers_at, entries)
+        timed = _get(m, "timed", "wasm", bool)
+        return WasmModule(segment, threads, reserved, dims_at, buffers_at, entries, timed)
 
     def _size(self, container: dict[str, Any], key: str, where: str) -> Size:
         return shapes.from_json(_get(container, key, where), self.dims)

@@ -14,6 +14,7 @@ VERSION = 1
 STAGING = "staging"
 LOAD_DIMS = ("unit_first", "unit_count")
 THREADS = "threads"
+TIMESTAMPS = "timestamp-query"  # a feature of WebGPU
 
 Target = Literal["webgpu", "wasm"]
 BufferKind = Literal["weight", "state", "input", "output", "arena", "staging"]
@@ -136,8 +137,10 @@ class Kernel:
 class WasmModule:
     """The module and where it expects the executor to write.
 
-    Imports: ``env.memory``. Exports: ``run(program: i32, tid: i32, threads: i32)``, the body of
-    program number ``programs.index(name)`` in ``entries`` for one thread; with threads also
+    Imports: ``env.memory``, and where ``timed`` ``env.mark(kernel: i32)``: thread 0 calls it
+    behind each step, with the kernel's number, or -1 behind a copy. Exports: ``run(program: i32,
+    tid: i32, threads: i32)``, the body of program number ``programs.index(name)`` in ``entries``
+    for one thread; with threads also
     ``start(program, threads)`` (thread 0: wakes the others, runs its share, returns when all are
     done) and ``worker(tid, threads)`` (never returns: waits for work until ``quit()``).
     ``dims_at + 4 * i`` holds host dim i, ``buffers_at + 4 * i`` the address of buffer i (i32, both
@@ -150,6 +153,7 @@ class WasmModule:
     dims_at: int
     buffers_at: int
     entries: tuple[str, ...]
+    timed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,11 @@ class Plan:
     features: tuple[str, ...] = ()
     wasm: WasmModule | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def timed(self) -> bool:
+        """Whether its kernels can be timed."""
+        return TIMESTAMPS in self.features or (self.wasm is not None and self.wasm.timed)
 
     def resident_bytes(self, dims: Mapping[str, int] | None = None) -> int:
         """Bytes of all buffers at the dims' maxima; ``dims`` overrides maxima (e.g. threads). A

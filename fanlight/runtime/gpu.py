@@ -44,8 +44,9 @@ from fanlight.runtime.gpu_device import (
     probe,
 )
 from fanlight.runtime.gpu_parts import GpuParts
-from fanlight.runtime.session import File, Held, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.session import File, Held, KernelTime, Progress, ProgressCallback, SessionInfo
 from fanlight.runtime.sizes import BufferSizes
+from fanlight.runtime.timing import Stopwatch
 from fanlight.shapes import Size
 
 _IN_FLIGHT = 2
@@ -122,6 +123,7 @@ class GpuSession:
         self._spare: list[Any] = []  # buffers to read back through
         self._lock = asyncio.Lock()
         self._disposed = False
+        self._stopwatch: Stopwatch | None = None  # of a profile in progress
 
     # --- loading
 
@@ -183,6 +185,24 @@ class GpuSession:
             await self._play(steps)
             await self._room(_IN_FLIGHT - 1)
             self._submit()
+
+    async def profile(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes | Held] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> list[KernelTime]:
+        """See ``Session.profile``. Each dispatch is submitted and waited for by itself: wgpu has
+        timestamps, but does not say in what unit. So some 0.1 ms of waiting are in each."""
+        async with self._turn():
+            steps = self._begin(program, feeds or {}, dims or {})
+            await self._idle()
+            self._stopwatch = Stopwatch(self.plan)
+            try:
+                await self._play(steps)
+                return self._stopwatch.times()
+            finally:
+                self._stopwatch = None
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
         """See ``Session.read``."""
@@ -292,8 +312,10 @@ class GpuSession:
             match step:
                 case Dispatch():
                     self._dispatch(step)
+                    await self._time(step.kernel)
                 case Copy():
                     self._copy(step)
+                    await self._time(-1)
                 case Read():
                     data = await self._take(*self._start_read(step.buffer, step.offset, 4))
                     (value,) = struct.unpack("<i", data)
@@ -329,6 +351,13 @@ class GpuSession:
             self._set = prepared.pipeline
         self._pass.set_bind_group(0, prepared.group)
         self._pass.dispatch_workgroups(x, y, z)
+
+    async def _time(self, kernel: int) -> None:
+        """Behind a step, where a profile is wanted."""
+        if self._stopwatch is not None:
+            self._submit()
+            await self._room(0)
+            self._stopwatch.mark(kernel)
 
     def _copy(self, step: Copy) -> None:
         source, target = self._size(step.source_offset), self._size(step.target_offset)

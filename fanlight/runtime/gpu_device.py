@@ -12,8 +12,9 @@ from typing import Any
 
 from fanlight.errors import DeviceError, FanlightError, MissingDependencyError
 from fanlight.kernels.target import CPU
+from fanlight.plan import TIMESTAMPS
 
-FEATURES = ("subgroups", "shader-f16")
+FEATURES = ("subgroups", "shader-f16", TIMESTAMPS)
 
 
 @dataclass(frozen=True, slots=True)

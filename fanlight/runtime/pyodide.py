@@ -17,12 +17,20 @@ from typing import Any, Literal
 from fanlight import plan as plans
 from fanlight.errors import DeviceError, FanlightError, PlanError
 from fanlight.kernels.target import CPU
-from fanlight.plan import Plan
+from fanlight.plan import TIMESTAMPS, Plan
 from fanlight.runtime.backend import Backend, BackendInfo
 from fanlight.runtime.error_messages import FIELDS, from_message
-from fanlight.runtime.session import File, Held, Progress, ProgressCallback, Session, SessionInfo
+from fanlight.runtime.session import (
+    File,
+    Held,
+    KernelTime,
+    Progress,
+    ProgressCallback,
+    Session,
+    SessionInfo,
+)
 
-FEATURES = ("subgroups", "shader-f16")  # of WebGPU: those that kernels may use
+FEATURES = ("subgroups", "shader-f16", TIMESTAMPS)  # of WebGPU: those that plans may use
 _CHUNK = 1 << 20
 _MEMORY = 4 << 30  # bytes of WebAssembly's memory
 
@@ -251,9 +259,26 @@ class RemoteSession:
         feeds: Mapping[str, bytes | Held] | None = None,
         dims: Mapping[str, int] | None = None,
     ) -> None:
+        await self._executor.ask("run", self._run_fields(program, feeds, dims))
+
+    async def profile(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes | Held] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> list[KernelTime]:
+        rows = await self._executor.ask("profile", self._run_fields(program, feeds, dims))
+        return [KernelTime(r.kernel, int(r.dispatches), float(r.ms)) for r in rows]
+
+    def _run_fields(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes | Held] | None,
+        dims: Mapping[str, int] | None,
+    ) -> dict[str, Any]:
         given = {n: v.name if isinstance(v, Held) else v for n, v in (feeds or {}).items()}
         fields = {"program": program, "feeds": given, "dims": dict(dims or {})}
-        await self._executor.ask("run", {"session": self.handle, **fields})
+        return {"session": self.handle, **fields}
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
         fields: dict[str, Any] = {"session": self.handle, "buffer": buffer, "offset": offset}

@@ -52,6 +52,16 @@ class SessionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelTime:
+    """What a kernel cost in a run. ``dispatches``: how often it ran; ``ms``: all of them
+    together. Copies of buffers are a kernel named ``copy``."""
+
+    kernel: str
+    dispatches: int
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A buffer on the device that no run changes; ``name`` is good for ``read``."""
 
@@ -76,6 +86,16 @@ class Session(Protocol):
         ``dims``, runs. Buffers of free size get their memory first. Raises PlanError for unknown
         names, too many bytes, a dim above its maximum or a buffer larger than the device binds;
         DeviceError where memory is short."""
+        ...
+
+    async def profile(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes | Held] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> list[KernelTime]:
+        """As ``run``, one step after the other, each timed; most costly first. Raises InputError
+        where the plan was compiled without ``profile``."""
         ...
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:

@@ -20,8 +20,9 @@ from fanlight.errors import AbortedError, DeviceError, MissingDependencyError, P
 from fanlight.plan import STAGING, THREADS, Buffer, Plan, WasmModule, Weight
 from fanlight.runtime.arguments import Arguments
 from fanlight.runtime.chunks import total_bytes, weight_chunks
-from fanlight.runtime.session import File, Held, Progress, ProgressCallback, SessionInfo
+from fanlight.runtime.session import File, Held, KernelTime, Progress, ProgressCallback, SessionInfo
 from fanlight.runtime.sizes import BufferSizes
+from fanlight.runtime.timing import Stopwatch
 
 _PAGE = 65536
 _MAX_PAGES = 65536
@@ -93,6 +94,7 @@ class WasmSession:
         self._held: dict[str, bytes] = {}  # by name; beside the module's memory
         self._lock = asyncio.Lock()
         self._store: Any = None
+        self._stopwatch: Stopwatch | None = None  # of the run in progress
 
     # --- loading
 
@@ -122,13 +124,19 @@ class WasmSession:
             kind = wasmtime.MemoryType(wasmtime.Limits(pages, _MAX_PAGES))
             self._memory = wasmtime.Memory(self._store, kind)
             module = wasmtime.Module(engine, self.plan.segments[self._module.segment])
-            instance = wasmtime.Instance(self._store, module, [self._memory])
+            mark = wasmtime.FuncType([wasmtime.ValType.i32()], [])
+            marks = [wasmtime.Func(self._store, mark, self._mark)] if self._module.timed else []
+            instance = wasmtime.Instance(self._store, module, [*marks, self._memory])
         except wasmtime.WasmtimeError as error:
             raise DeviceError(
                 "the module or its memory can't be made", got=f"{self._end} bytes; {error}"
             ) from error
         self._run = instance.exports(self._store)["run"]
         self._find_base()
+
+    def _mark(self, kernel: int) -> None:
+        if self._stopwatch is not None:
+            self._stopwatch.mark(kernel)
 
     def _find_base(self) -> None:
         """Where the memory is; it moves when it grows."""
@@ -221,6 +229,22 @@ class WasmSession:
         async with self._lock:
             self._begin(program, feeds or {}, dims or {})
             await self._enter(program)
+
+    async def profile(
+        self,
+        program: str,
+        feeds: Mapping[str, bytes | Held] | None = None,
+        dims: Mapping[str, int] | None = None,
+    ) -> list[KernelTime]:
+        """See ``Session.profile``."""
+        async with self._lock:
+            self._begin(program, feeds or {}, dims or {})
+            self._stopwatch = Stopwatch(self.plan)
+            try:
+                await self._enter(program)
+                return self._stopwatch.times()
+            finally:
+                self._stopwatch = None
 
     async def read(self, buffer: str, offset: int = 0, length: int | None = None) -> bytes:
         """See ``Session.read``."""

@@ -207,6 +207,11 @@ const HANDLERS = {
     return null;
   },
 
+  /** As `run` → [{kernel, dispatches, ms}], the most costly first. */
+  profile({ session, program, feeds, dims }) {
+    return held(sessions, session, 'session').profile(program, feeds, dims);
+  },
+
   /** {session, buffer, offset?, length?} → Uint8Array. */
   async readBuffer({ session, buffer, offset, length }) {
     return moved(await held(sessions, session, 'session').read(buffer, offset, length));

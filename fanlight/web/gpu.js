@@ -11,6 +11,7 @@ import { packs } from './gpu_memory.js';
 import { Replay, kernelsOf } from './gpu_replay.js';
 import { STAGING, readPlan, stepsOf } from './plan.js';
 import { Turns, checkDims, checkFeeds, checkRange, hostDims, newName, programOf } from './session.js';
+import { GpuTimer } from './timing.js';
 import { weightBytes, weightChunks } from './weights.js';
 
 /** @typedef {import('./plan.js').Plan} Plan */
@@ -313,6 +314,25 @@ export class GpuSession {
       await this.replay.play(steps);
       await this.replay.room(IN_FLIGHT - 1);
       this.replay.submit();
+    });
+  }
+
+  /** As `run`; what each kernel took.
+   * @param {string} program @param {Record<string, import('./session.js').Feed>} [feeds]
+   * @param {Record<string, number>} [dims] @returns {Promise<import('./timing.js').KernelTime[]>} */
+  profile(program, feeds = {}, dims = {}) {
+    return this.#call(async () => {
+      const timer = new GpuTimer(this.plan, this.device);
+      try {
+        const steps = await this.#begin(program, feeds, dims);
+        this.replay.timer = timer;
+        await this.replay.play(steps);
+        this.replay.submit();
+        return await timer.times();
+      } finally {
+        this.replay.timer = null;
+        timer.destroy();
+      }
     });
   }
 

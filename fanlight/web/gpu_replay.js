@@ -35,6 +35,9 @@ export class Replay {
   /** @type {GPUBuffer | null} */
   uniformBuffer = null;
 
+  /** @type {import('./timing.js').GpuTimer | null} of a profile in progress */
+  timer = null;
+
   /** @type {Set<Step | Step[]>} steps, and lists of steps, with a read inside */
   #reading = new Set();
   /** @type {Map<string, number>} */
@@ -121,8 +124,9 @@ export class Replay {
       });
     }
     const { pipeline, bindGroup } = /** @type {Prepared} */ (this.prepared.get(step));
+    if (this.timer) this.#endPass();
     if (!this.#pass) {
-      this.#pass = this.#commands().beginComputePass();
+      this.#pass = this.#commands().beginComputePass(this.timer?.pass(step.kernel));
       this.#current = -1;
     }
     if (this.#current !== pipeline) this.#pass.setPipeline(this.pipelines[pipeline]);

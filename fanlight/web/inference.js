@@ -11,11 +11,13 @@ import { Turns } from './session.js';
 import { described, dimsOfFeeds } from './signature.js';
 import { evaluate } from './sizes.js';
 import { DeviceTensor, Tensor, asTensor, byteLength, tensorOf } from './tensor.js';
+import { added } from './timing.js';
 
 /** @typedef {import('./page_workers.js').Workers} Workers */
 /** @typedef {import('./signature.js').Described} Described */
 /** @typedef {import('./signature.js').TensorInfo} TensorInfo */
 /** @typedef {import('./tensor.js').TypedArray} TypedArray */
+/** @typedef {import('./timing.js').KernelTime} KernelTime */
 /** @typedef {Tensor | DeviceTensor | TypedArray | {data: TypedArray, dims: readonly number[], type?: string}} Feed */
 /** @typedef {Tensor | 'device' | null} Target where an output goes: a tensor's data; it stays on the device; a new Tensor */
 /**
@@ -24,6 +26,7 @@ import { DeviceTensor, Tensor, asTensor, byteLength, tensorOf } from './tensor.j
  *   it is no real GPU or lacks something that the model needs, and wasm follows
  * @property {Record<string, number>} [freeDimensionOverrides] symbol → size, fixed while compiling
  * @property {boolean} [relaxed_simd] on WebAssembly: faster, not bit for bit the same everywhere; true if not given
+ * @property {boolean} [profile] for `profile`; on WebAssembly all runs are a little slower then
  * @property {(progress: import('./fanlight.js').Progress) => void} [progress]
  * @property {AbortSignal} [signal]
  */
@@ -69,14 +72,14 @@ export class InferenceSession {
   static async create(model, options = {}) {
     const {
       executionProviders = ['webgpu', 'wasm'], freeDimensionOverrides = {}, relaxed_simd = true,
-      progress = () => {}, signal, ...unknown
+      profile = false, progress = () => {}, signal, ...unknown
     } = options;
     for (const name of Object.keys(unknown)) throw new InputError('unknown option', { got: name });
     throwIfAborted(signal);
     const both = workers();
     const bytes = model instanceof ArrayBuffer || ArrayBuffer.isView(model);
     const source = bytes ? new Blob([model]) : model instanceof Blob ? model : address(model);
-    const asked = { providers: executionProviders, overrides: freeDimensionOverrides, relaxed_simd };
+    const asked = { providers: executionProviders, overrides: freeDimensionOverrides, relaxed_simd, profile };
     const inner = { signal, onProgress: progress };
     const making = (async () => {
       const [identity, kept] = await Promise.all([identityOf(model), somethingIsKept()]);
@@ -108,35 +111,85 @@ export class InferenceSession {
    */
   run(feeds, fetches = null, { signal } = {}) {
     return this.#turns.take(async () => {
-      const { inputs, maxima, handle, bounded, stages } = this.#loaded;
+      const { handle, bounded } = this.#loaded;
       const { executor } = this.#workers;
       const wanted = this.#fetches(fetches);
-      const tensors = this.#tensors(feeds);
-      const most = new Map(Object.entries(maxima));
-      let dims = dimsOfFeeds(inputs, most, tensors);
+      const { given, dims } = this.#given(feeds);
       throwIfAborted(signal);
-      const used = inputs.filter(({ buffer }) => buffer !== null).map(({ name, buffer }) => {
-        const tensor = /** @type {Tensor | DeviceTensor} */ (tensors.get(name));
-        if (tensor instanceof DeviceTensor) return [buffer, tensor.held];
-        const { data } = tensor;
-        return [buffer, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
-      });
-      let given = Object.fromEntries(used);
-      for (const { program, reads } of stages) {
-        const known = Object.fromEntries([...dims].filter(([name]) => most.has(name)));
-        await executor.request('run', { session: handle, program, feeds: given, dims: known }, { signal });
-        given = {};
-        for (const [name, buffer] of Object.entries(reads))
-          dims.set(name, await this.#size(name, buffer, most.get(name) ?? 0));
-      }
+      const { replies } = await this.#runStages('run', given, dims, signal);
       if (bounded) {
         const read = await executor.request('dims', { session: handle });
-        dims = new Map([...dims, ...Object.entries(/** @type {Record<string, number>} */ (read))]);
+        for (const [name, size] of Object.entries(/** @type {Record<string, number>} */ (read))) dims.set(name, size);
       }
-      const results = await Promise.all(wanted.map(([info, target]) => this.#read(info, target, dims)));
+      // asked for while the last program runs: the executor takes requests in their order
+      const reading = Promise.all(wanted.map(([info, target]) => this.#read(info, target, dims)));
+      reading.catch(() => {}); // the program's own error comes first
+      await Promise.all(replies);
+      const results = await reading;
       throwIfAborted(signal);
       return Object.fromEntries(wanted.map(([{ name }], i) => [name, results[i]]));
     });
+  }
+
+  /**
+   * What each kernel costs in a run, the most costly first: the mean of `runs` runs, after one that warms up. Steps
+   * that `run` overlaps come one after the other here. Browsers round a GPU's times to 0.1 ms, so that short kernels
+   * need more runs. Only of a session that was created with `{profile: true}`.
+   * @param {Record<string, Feed>} feeds
+   * @param {{runs?: number, signal?: AbortSignal}} [options]
+   * @returns {Promise<KernelTime[]>}
+   */
+  profile(feeds, { runs = 5, signal } = {}) {
+    return this.#turns.take(async () => {
+      if (!Number.isInteger(runs) || runs < 1) throw new InputError('not a number of runs', { got: runs });
+      const { given, dims } = this.#given(feeds);
+      /** @type {KernelTime[]} */
+      const rows = [];
+      for (let i = 0; i < 1 + runs; i++) {
+        throwIfAborted(signal);
+        const { replies } = await this.#runStages('profile', given, new Map(dims), signal);
+        const found = (await Promise.all(replies)).flat();
+        if (i > 0) rows.push(...found);
+      }
+      return added(rows, runs);
+    });
+  }
+
+  /** What inputs hold, by buffer, and the dims they show. @param {Record<string, Feed>} feeds */
+  #given(feeds) {
+    const { inputs, maxima } = this.#loaded;
+    const tensors = this.#tensors(feeds);
+    const dims = dimsOfFeeds(inputs, new Map(Object.entries(maxima)), tensors);
+    const used = inputs.filter(({ buffer }) => buffer !== null).map(({ name, buffer }) => {
+      const tensor = /** @type {Tensor | DeviceTensor} */ (tensors.get(name));
+      if (tensor instanceof DeviceTensor) return [buffer, tensor.held];
+      const { data } = tensor;
+      return [buffer, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)];
+    });
+    return { given: Object.fromEntries(used), dims };
+  }
+
+  /**
+   * Sends one program after the other; adds the sizes that the model computes to `dims`. What the last one replies is
+   * not waited for.
+   * @param {'run' | 'profile'} request @param {Record<string, Uint8Array | string>} given
+   * @param {Map<string, number>} dims @param {AbortSignal} [signal]
+   */
+  async #runStages(request, given, dims, signal) {
+    const { maxima, handle, stages } = this.#loaded;
+    const replies = [];
+    for (const [number, { program, reads }] of stages.entries()) {
+      const known = Object.fromEntries([...dims].filter(([name]) => name in maxima));
+      const fields = { session: handle, program, feeds: number === 0 ? given : {}, dims: known };
+      const reply = this.#workers.executor.request(request, fields, { signal });
+      reply.catch(() => {}); // whoever waits for the replies hears of it
+      replies.push(reply);
+      if (!Object.keys(reads).length) continue;
+      await reply;
+      for (const [name, buffer] of Object.entries(reads))
+        dims.set(name, await this.#size(name, buffer, maxima[name] ?? 0));
+    }
+    return { replies };
   }
 
   /** A size that the model has computed. @param {string} name @param {string} buffer @param {number} most */
@@ -222,7 +275,7 @@ export class InferenceSession {
   }
 }
 
-/** @typedef {{providers: string[], overrides: Record<string, number>, relaxed_simd: boolean}} Asked */
+/** @typedef {{providers: string[], overrides: Record<string, number>, relaxed_simd: boolean, profile: boolean}} Asked */
 /** @typedef {{signal?: AbortSignal, onProgress: (progress: any) => void}} Watched */
 
 /**

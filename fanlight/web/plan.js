@@ -30,7 +30,7 @@ import { checkSize, dimsOf } from './sizes.js';
 /** @typedef {{op: 'call', program: string}} Call */
 /** @typedef {Dispatch | Copy | Read | Branch | Loop | Call} Step */
 /**
- * @typedef {{segment: number, threads: boolean, reserved: number, dims_at: number, buffers_at: number, entries: string[]}} WasmModule
+ * @typedef {{segment: number, threads: boolean, reserved: number, dims_at: number, buffers_at: number, entries: string[], timed: boolean}} WasmModule
  */
 /**
  * @typedef {object} Plan
@@ -267,6 +267,7 @@ class Reader {
       dims_at: natural(m.dims_at, 'wasm'),
       buffers_at: natural(m.buffers_at, 'wasm'),
       entries: array(m.entries, 'wasm').map((e) => string(e, 'wasm')),
+      timed: boolean(m.timed, 'wasm'),
     };
   }
 

@@ -31,6 +31,8 @@ import { RESERVED_DIMS } from './plan.js';
  * @typedef {object} Session
  * @property {SessionInfo} info
  * @property {(program: string, feeds?: Record<string, Feed>, dims?: Record<string, number>) => Promise<void>} run
+ * @property {(program: string, feeds?: Record<string, Feed>, dims?: Record<string, number>) =>
+ *   Promise<import('./timing.js').KernelTime[]>} profile as `run`, one step after the other, each timed
  * @property {(buffer: string, offset?: number, length?: number) => Promise<Uint8Array<ArrayBuffer>>} read
  * @property {(program: string, times: number, read: string, dims: Record<string, number>,
  * onChunk: (bytes: Uint8Array<ArrayBuffer>) => unknown, signal?: AbortSignal) => Promise<void>}

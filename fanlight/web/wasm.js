@@ -7,6 +7,7 @@
 import { DeviceError, PlanError, throwIfAborted } from './errors.js';
 import { STAGING, readPlan } from './plan.js';
 import { Turns, checkDims, checkFeeds, checkRange, hostDims, newName, programOf } from './session.js';
+import { Stopwatch } from './timing.js';
 import { WasmMemory } from './wasm_memory.js';
 import { weightBytes, weightChunks } from './weights.js';
 
@@ -73,6 +74,8 @@ export class WasmSession {
   #exports = null;
   /** @type {DeviceError | null} */
   #failure = null;
+  /** @type {Stopwatch | null} of a profile in progress */
+  #stopwatch = null;
   /** @type {Map<string, Uint8Array<ArrayBuffer>>} beside the module's memory */
   #held = new Map();
 
@@ -133,7 +136,8 @@ export class WasmSession {
       compiled = await WebAssembly.compile(
         /** @type {Uint8Array<ArrayBuffer>} */ (plan.segments[module.segment]),
       );
-      const instance = await WebAssembly.instantiate(compiled, { env: { memory } });
+      const mark = (/** @type {number} */ kernel) => this.#stopwatch?.mark(kernel);
+      const instance = await WebAssembly.instantiate(compiled, { env: { memory, mark } });
       this.#exports = /** @type {Exports} */ (/** @type {unknown} */ (instance.exports));
     } catch (cause) {
       throw new PlanError('the WebAssembly module can not be used here', { got: cause, cause });
@@ -221,6 +225,22 @@ export class WasmSession {
     return this.#turns.take(async () => {
       this.#begin(program, feeds, dims);
       this.#enter(program);
+    });
+  }
+
+  /** As `run`; what each kernel took.
+   * @param {string} program @param {Record<string, import('./session.js').Feed>} [feeds]
+   * @param {Record<string, number>} [dims] @returns {Promise<import('./timing.js').KernelTime[]>} */
+  profile(program, feeds = {}, dims = {}) {
+    return this.#turns.take(async () => {
+      this.#begin(program, feeds, dims);
+      const stopwatch = (this.#stopwatch = new Stopwatch(this.plan));
+      try {
+        this.#enter(program);
+      } finally {
+        this.#stopwatch = null;
+      }
+      return stopwatch.times();
     });
   }
 

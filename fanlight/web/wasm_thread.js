@@ -13,7 +13,7 @@ self.onmessage = async ({ data }) => {
   ({ tid, threads } = data);
   try {
     const module = /** @type {WebAssembly.Module} */ (data.module);
-    instance = await WebAssembly.instantiate(module, { env: { memory: data.memory } });
+    instance = await WebAssembly.instantiate(module, { env: { memory: data.memory, mark() {} } });
     self.postMessage('ready');
   } catch (error) {
     reportError(error);

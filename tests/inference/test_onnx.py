@@ -122,9 +122,10 @@ def test_the_command_line(model: Path, tmp_path: Path) -> None:
     for name, value in given.items():
         np.save(tmp_path / f"{name}.npy", value)
         words += ["--input", f"{name}={tmp_path / name}.npy"]
-    done = fanlight(*words)
+    done = fanlight(*words, "--profile")
     assert done.returncode == 0, done.stderr
     assert "hidden: float32[2, 5, 40] = " in done.stdout
+    assert "dispatches" in done.stdout and "100.0" in done.stdout
     for name, value in onnx_models.reference(model, given).items():
         got = np.load(tmp_path / "out" / f"{name}.npy")
         np.testing.assert_allclose(got, value, atol=2e-6, rtol=1e-5)

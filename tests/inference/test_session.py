@@ -238,3 +238,29 @@ def test_options() -> None:
         check_options(free_dimension_overrides={"batch": -1})
     with pytest.raises(InputError, match="not a model"):
         asyncio.run(InferenceSession.create(7))  # type: ignore[arg-type]
+
+
+@PROVIDERS
+def test_profile(provider: str) -> None:
+    """Every kernel of a run is timed, by name; a session that wasn't made for it says so."""
+
+    async def run() -> None:
+        options = check_options([provider], profile=True)
+        given = models.feeds(4, 17)
+        async with await InferenceSession.from_module(models.module(), {}, options) as session:
+            times = await session.profile(given, runs=3)
+            assert len(times) > 2 and all(row.dispatches >= 1 for row in times)
+            assert [row.ms for row in times] == sorted((row.ms for row in times), reverse=True)
+            assert all(0 < row.ms < 1000 for row in times), times
+            same(await session.run(given), models.expected(given))
+            with pytest.raises(InputError, match="not a number of runs"):
+                await session.profile(given, runs=0)
+
+    async def unprepared(session: InferenceSession) -> None:
+        with pytest.raises(InputError, match=r"not made for profiling.*profile=True"):
+            await session.profile(models.feeds(2, 5))
+        given = models.feeds(2, 5)
+        same(await session.run(given), models.expected(given))
+
+    asyncio.run(run())
+    use(provider, unprepared)

@@ -225,3 +225,40 @@ def test_fetches_errors_and_abort(page: Page) -> None:
         assert got[key]["code"] == code, (key, got[key])
         assert text in got[key]["message"], (key, got[key])
     assert got["held"] == {"files": 0, "sessions": 0}
+
+
+@pytest.mark.parametrize("provider", ["wasm", "webgpu"])
+def test_profile(page: Page, provider: str) -> None:
+    """Times of all kernels, from the device's own clock; a session not made for it says so."""
+    got = page.evaluate(
+        """async (provider) => {
+      const ask = { executionProviders: [provider] };
+      const ramp = Float32Array.from({ length: 90 * 48 }, (_, i) => Math.sin(i));
+      const x = { data: ramp, dims: [1, 90, 48] };
+      const feeds = { x, bias: { data: new Float32Array(40), dims: [1, 1, 40] } };
+      const session = await InferenceSession.create("/models/small.onnx",
+        { ...ask, profile: true });
+      const seen = { times: await session.profile(feeds, { runs: 3 }) };
+      const control = new AbortController();
+      control.abort();
+      seen.aborted = await outcome(session.profile(feeds, { signal: control.signal }));
+      seen.runs = await outcome(session.profile(feeds, { runs: 0 }));
+      const { hidden } = await session.run(feeds);
+      await session.dispose();
+      const plain = await InferenceSession.create('/models/small.onnx', ask);
+      seen.plain = await outcome(plain.profile(feeds));
+      const other = await plain.run(feeds);
+      seen.same = hidden.data.every((v, i) => v === other.hidden.data[i]) && hidden.data[7] !== 0;
+      await plain.dispose();
+      return seen;
+    }""",
+        provider,
+    )
+    times = got["times"]
+    assert len(times) > 2 and all(row["dispatches"] >= 1 for row in times), times
+    assert [row["ms"] for row in times] == sorted((row["ms"] for row in times), reverse=True)
+    assert 0 < sum(row["ms"] for row in times) < 10_000 and all(row["ms"] >= 0 for row in times)
+    assert got["aborted"]["code"] == "AbortedError"
+    assert "not a number of runs" in got["runs"]["message"]
+    assert "not made for profiling" in got["plain"]["message"]
+    assert got["same"]

@@ -209,11 +209,13 @@ class Function:
 
 
 class Module:
-    """A module with one imported memory, functions, i32 globals and at most one table."""
+    """A module with one imported memory, imported functions, functions, i32 globals and at most one
+    table."""
 
     def __init__(self, memory: MemoryImport | None = None) -> None:
         self.memory = memory
         self.functions: list[Function] = []
+        self._imported: list[str] = []
         self._types: dict[tuple[tuple[ValueType, ...], tuple[ValueType, ...]], int] = {}
         self._exports: list[tuple[str, Function]] = []
         self._globals: list[int] = []
@@ -235,6 +237,12 @@ class Module:
             self._exports.append((export, function))
         return function
 
+    def imported(self, name: str, params: Sequence[ValueType] = ()) -> Function:
+        """``env.NAME``, to be called only. All of them come before the first function."""
+        assert len(self.functions) == len(self._imported)
+        self._imported.append(name)
+        return self.function(params)
+
     def global_i32(self, value: int = 0) -> int:
         """A mutable global's number."""
         self._globals.append(value)
@@ -249,12 +257,18 @@ class Module:
         """The module's bytes."""
         types = [_function_type(*key) for key in self._types]
         kinds = [leb(self._types[(f.params, f.results)]) for f in self.functions]
+        outside = len(self._imported)
+        env = _name("env")
+        imports = [
+            env + _name(n) + b"\x00" + kind for n, kind in zip(self._imported, kinds, strict=False)
+        ]
         out = b"\0asm\x01\0\0\0" + _section(1, types)
         if self.memory is not None:
             m = self.memory
             limits = bytes([3 if m.shared else 1]) + leb(m.minimum) + leb(m.maximum)
-            out += _section(2, [_name("env") + _name("memory") + b"\x02" + limits])
-        out += _section(3, kinds)
+            imports.append(env + _name("memory") + b"\x02" + limits)
+        out += _section(2, imports)
+        out += _section(3, kinds[outside:])
         if self._elements:
             count = leb(len(self._elements))
             out += _section(4, [b"\x70\x01" + count + count])
@@ -264,7 +278,7 @@ class Module:
         if self._elements:
             indices = b"".join(leb(f.index) for f in self._elements)
             out += _section(9, [b"\x00\x41\x00\x0b" + leb(len(self._elements)) + indices])
-        return out + _section(10, [f.body() for f in self.functions])
+        return out + _section(10, [f.body() for f in self.functions[outside:]])
 
 
 def _function_type(params: Sequence[ValueType], results: Sequence[ValueType]) -> bytes:

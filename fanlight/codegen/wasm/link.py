@@ -26,6 +26,7 @@ from fanlight.shapes import Dim, Operation, Size, dims_of
 
 _COUNT, _GENERATION, _GO, _PROGRAM, _THREADS = 0, 64, 128, 192, 196  # and waiting.SLEEPERS
 _DIMS_AT = 512
+COPY = -1  # instead of a kernel's number, in ``env.mark``
 _MAX_PAGES = 65536
 _PAGE = 65536
 _COMPARE = {"==": "eq", "!=": "ne", "<": "lt_s", "<=": "le_s", ">": "gt_s", ">=": "ge_s"}
@@ -36,13 +37,15 @@ def link(
     plan: Plan, kernels: Sequence[WasmKernel], features: frozenset[str], profile: bool = False
 ) -> Plan:
     """``plan`` with its module as one more segment. ``kernels`` in the order of ``plan.kernels``;
-    with ``threads`` in ``features`` the memory is shared. ``profile``: each step of a program has
-    an entry of its own too, ``program/number``."""
-    return _Linker(plan, kernels, "threads" in features).run(profile)
+    with ``threads`` in ``features`` the memory is shared. ``profile``: no two steps overlap, and
+    thread 0 calls ``env.mark`` behind each, with the number of its kernel or, of a copy, -1."""
+    return _Linker(plan, kernels, "threads" in features, profile).run()
 
 
 class _Linker:
-    def __init__(self, plan: Plan, kernels: Sequence[WasmKernel], threads: bool) -> None:
+    def __init__(
+        self, plan: Plan, kernels: Sequence[WasmKernel], threads: bool, profile: bool
+    ) -> None:
         self.plan, self.kernels, self.threads = plan, kernels, threads
         self.host = {
             d.dim.name: i for i, d in enumerate(d for d in plan.dims if d.dim.kind == "host")
@@ -54,8 +57,9 @@ class _Linker:
         self.reserved = -(-end // _PAGE) * _PAGE
         memory = MemoryImport(self.reserved // _PAGE, _MAX_PAGES, threads)
         self.module = Module(memory)
+        self.mark = self.module.imported("mark", ("i32",)) if profile else None
 
-    def run(self, profile: bool) -> Plan:
+    def run(self) -> Plan:
         barrier = self._barrier()
         functions = [self._kernel(k) for k in self.kernels]
         programs: dict[str, Function] = {}
@@ -69,11 +73,6 @@ class _Linker:
                 names.append(f"load/{number}")
                 walker = _Walker(self, functions, programs, barrier)
                 entries.append(walker.program(weight.steps))
-        for name, steps in self.plan.programs.items() if profile else ():
-            for number, step in enumerate(steps):
-                names.append(f"{name}/{number}")
-                walker = _Walker(self, functions, programs, barrier)
-                entries.append(walker.program((step,)))
         run = self._run(entries)
         if self.threads:
             self._start(run, barrier)
@@ -86,6 +85,7 @@ class _Linker:
             _DIMS_AT,
             self.buffers_at,
             tuple(names),
+            self.mark is not None,
         )
         return replace(self.plan, segments=(*self.plan.segments, self.module.encode()), wasm=wasm)
 
@@ -259,6 +259,18 @@ class _Walker:
             self.f.get(0)
             self.f.get(1)
         self.f.call(self.kernels[step.kernel])
+        self.mark(step.kernel)
+
+    def mark(self, kernel: int) -> None:
+        """Behind a step: all threads have ended it when thread 0 tells."""
+        if self.l.mark is None:
+            return
+        self.meet()
+        self.f.get(0)
+        self.f.op("i32.eqz")
+        with self.f.if_():
+            self.f.i32(kernel)
+            self.f.call(self.l.mark)
 
     def device_buffers(self, sizes: Sequence[Size]) -> set[str]:
         """The buffers that hold the device dims in ``sizes``."""
@@ -285,6 +297,7 @@ class _Walker:
                 f.op("i32.add")
             self.size(step.bytes)
             f.memory_copy()
+        self.mark(COPY)
 
     def read(self, step: Read) -> None:
         """By thread 0 alone, when no thread is still looking at the dim's last value."""
